@@ -1,0 +1,84 @@
+"""Where one trial runs. One seam, small files: `launch(job) -> Running`.
+
+A launcher starts `python -m trainer --config=config.json --run-folder . …` somewhere with the run
+folder as its working directory and contract (see `trainer/events.py`). The driver polls, and stops
+what it no longer wants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+HEARTBEAT_FILE = "heartbeat"
+"""Touched in the run folder by the driver; a trial whose heartbeat stands still stops by itself."""
+
+HEARTBEAT_SECONDS = 2.0
+"""How often the driver touches it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial, ready to run.
+
+    `run_folder` is absolute, lies in the study's folder and holds config.json. `inputs` are the
+    absolute paths that the configuration reads. `device` is "cpu" or "cuda:N", N counting the GPUs
+    that the driver may use. `cores` are the CPU cores that the trial may use (none: all).
+    `memory_bytes` limits a container (None: nine tenths of the machine's memory). `study` and
+    `trial` label what is started.
+    """
+
+    run_folder: Path
+    study: str
+    trial: int
+    device: str = "cpu"
+    threads: int = 1
+    inputs: tuple[Path, ...] = field(default=())
+    cores: tuple[int, ...] = ()
+    memory_bytes: int | None = None
+
+
+class Running(Protocol):
+    """A trial that was started."""
+
+    def poll(self) -> list[dict[str, Any]]:
+        """Events since the last poll; keeps the trial's heartbeat going.
+
+        The last events may be written after the last poll that found it running: poll once more
+        when `exit_code` is no longer None.
+        """
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; the trainer's exit code; 128 + N where signal N ended it.
+
+        137 (SIGKILL) that `stop` did not cause is most often the kernel: no memory is left.
+        """
+
+    def request_stop(self) -> None:
+        """Asks it to stop (SIGTERM) and returns at once; keep polling until it has ended."""
+
+    def stop(self, grace_seconds: float = 30) -> None:
+        """Asks it to stop, waits so long, then kills it. Returns when it is gone."""
+
+    def wait(self, timeout_seconds: float | None = None) -> int:
+        """Waits until it ends; its exit code. Raises TimeoutError."""
+
+
+class Launcher(Protocol):
+    """Starts trials in one kind of place."""
+
+    @property
+    def name(self) -> str:
+        """What `--launcher` calls it."""
+
+    def launch(self, job: Job) -> Running:
+        """Starts a trial; raises InputError where it cannot be started as asked."""
+
+    def reap(self, study_folder: Path) -> int:
+        """Ends trials of the study that a dead driver of this host left; how many there were.
+
+        `study_folder` is absolute: the folder that has the study's run folders. (A name would not
+        do: two checkouts may have a study of the same name.)
+        """

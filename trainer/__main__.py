@@ -1,0 +1,130 @@
+"""The trainer: `python -m trainer --config=FILE` (in the image also `rmldnn --config=FILE`).
+
+Runs what one configuration says. With `--run-folder DIR` it works in DIR and also writes
+metrics.jsonl, result.json, trainer.log and checkpoints there; without, only what the configuration
+names, relative to where it was started. Exit codes: see trainer/errors.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from trainer.config import load_config
+from trainer.console import Console
+from trainer.errors import CAUSES, InputError, NoSpace, OutOfMemory, RmlError
+from trainer.events import LOG_FILE, METRICS_FILE, RESULT_FILE, EventLog, plain
+from trainer.stopping import StopRequest
+
+OUT_OF_SCOPE_APPS = ("pde", "gan", "obj")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; `--config= FILE`, which a shell splits in two, works too."""
+    parser = argparse.ArgumentParser(prog="trainer", description="Trains, evaluates and predicts.")
+    parser.add_argument("--config", required=True, help="configuration file (JSON)")
+    parser.add_argument("--app", default="dnn", help="kind of run: dnn (default)")
+    parser.add_argument("--run-folder", help="work in this folder and write events there too")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
+    parser.add_argument("--parent-pid", type=int, help="stop when this parent process ends")
+    joined = list(arguments)
+    if "--config=" in joined[:-1]:
+        at = joined.index("--config=")
+        joined[at : at + 2] = [f"--config={joined[at + 1]}"]
+    return parser.parse_args(joined)
+
+
+def enter_run_folder(folder: str | None) -> Path | None:
+    """Makes the run folder the working directory; refuses one that has a result already."""
+    if folder is None:
+        return None
+    path = Path(folder).absolute()
+    if (path / RESULT_FILE).exists():
+        fix = "give an empty folder, or remove result.json to run again"
+        raise InputError(str(path), f"has a {RESULT_FILE}: this run has ended", "", fix)
+    path.mkdir(parents=True, exist_ok=True)
+    os.chdir(path)
+    return path
+
+
+def translated(error: BaseException) -> RmlError | None:
+    """A known reason in an exception of the libraries: no memory, no disk space; else None."""
+    if isinstance(error, RmlError):
+        return error
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OutOfMemory(f"out of memory: {text.splitlines()[0] if text else 'MemoryError'}")
+    if isinstance(error, RuntimeError) and "can't allocate memory" in text:
+        return OutOfMemory(f"out of memory: {text.splitlines()[0]}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"no space left on the disk: {error.filename or 'while writing'}")
+    return None
+
+
+def write_result(folder: Path | None, content: dict[str, Any]) -> None:
+    """result.json, written beside and renamed; a full disk must not hide why the run ended."""
+    if folder is None:
+        return
+    beside = folder / f".{RESULT_FILE}"
+    try:
+        beside.write_text(json.dumps(plain(content), indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, folder / RESULT_FILE)
+    except OSError as error:
+        print(f"{RESULT_FILE} cannot be written: {error}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; the exit code."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    folder: Path | None = None
+    console = Console()
+    events = EventLog(None)
+    stop = StopRequest()
+    stop.on_signals()
+    result: dict[str, Any] = {}
+    try:
+        if options.app in OUT_OF_SCOPE_APPS:
+            raise InputError("--app", f"'{options.app}' is not in the scope of this program", "dnn")
+        config_path = Path(options.config).absolute()
+        folder = enter_run_folder(options.run_folder)
+        if folder:
+            console = Console(folder / LOG_FILE)
+            events = EventLog(folder / METRICS_FILE)
+            stop.on_still_heartbeat(folder / "heartbeat")
+        if options.parent_pid:
+            stop.on_parent_death(options.parent_pid)
+        config = load_config(config_path)
+        if options.threads:
+            os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+        from trainer.train import Run, run  # torch takes 1.5 s to import
+
+        checkpoints = Path("checkpoints") if folder else None
+        if config.checkpoints.save:
+            checkpoints = Path(config.checkpoints.save)
+        this = Run(console, events, stop, checkpoints, options.device, options.threads)
+        result = run(config, this)
+        code, reason = 0, CAUSES[0]
+        console.line("All done (return value = 0).")
+    except Exception as error:
+        known = translated(error)
+        code = known.exit_code if known else 1
+        reason = str(known) if known else f"{type(error).__name__}: {error}"
+        text = f"Error: {reason}" if known else traceback.format_exc()
+        if folder:
+            console.plain(text)
+        print(text, file=sys.stderr, flush=True)
+    write_result(folder, {"exit_code": code, "reason": reason, **result})
+    events.write("end", reason=reason, exit_code=code)
+    events.close()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

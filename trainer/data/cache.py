@@ -1,0 +1,151 @@
+"""The images of one part of a data set, decoded and resized once and kept as 8 bit.
+
+    images = ImageSet.load(pairs, channels=3, size=(256, 256), ...)
+    inputs, targets = images.batch(indices)     # uint8 (n, C, H, W), uint8 (n, 1, H, W)
+
+Where everything would take more than half of the free memory, a batch is read from its files each
+time. Targets hold 0 to 255 (foreground 255 where the meaning of the masks is known).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.folders import Pair
+from trainer.data.images import Bytes, read_image, read_mask
+from trainer.data.masks import binary
+from trainer.errors import InputError
+
+SHARE_OF_FREE_MEMORY = 0.5
+
+
+def free_memory_bytes() -> int:
+    """Memory that this process may still take: the machine's, or its container's if less."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such cgroup version, or "max"
+            continue
+    return max(free, 0)
+
+
+class ImageSet:
+    """Images with their masks, by index."""
+
+    def __init__(
+        self,
+        pairs: list[Pair],
+        channels: int,
+        size: tuple[int, int] | None,
+        mask_threshold: float | None = None,
+    ) -> None:
+        self.pairs, self.channels, self.size = pairs, channels, size
+        self.mask_threshold = mask_threshold
+        self._inputs: Tensor | None = None
+        self._targets: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether there is truth."""
+        return self.pairs[0].mask is not None
+
+    @property
+    def cached(self) -> bool:
+        """Whether the images lie in memory."""
+        return self._inputs is not None
+
+    def _read(self, index: int) -> tuple[Bytes, Bytes | None]:
+        pair = self.pairs[index]
+        image = read_image(pair.image, self.channels, self.size)
+        if pair.mask is None:
+            return image, None
+        mask = read_mask(pair.mask, self.size)
+        return image, mask if self.mask_threshold is None else binary(mask, self.mask_threshold)
+
+    def own_size_mask(self, index: int) -> Bytes:
+        """The mask (H, W) of an image in its own size."""
+        path = self.pairs[index].mask
+        assert path is not None
+        mask = read_mask(path)
+        return mask if self.mask_threshold is None else binary(mask, self.mask_threshold)
+
+    def own_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image file."""
+        return read_image(self.pairs[index].image, 1).shape[1:]
+
+    def preload(self, threads: int, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Reads everything into memory, if that takes less than half of what is free."""
+        first, _ = self._read(0)
+        if first.nbytes * 4 // 3 * len(self) > SHARE_OF_FREE_MEMORY * free_memory_bytes():
+            return
+        inputs = np.empty((len(self), *first.shape), np.uint8)
+        targets = np.empty((len(self), 1, *first.shape[1:]), np.uint8) if self.has_targets else None
+
+        def read(index: int) -> None:
+            if stopped():
+                return
+            image, mask = self._read(index)
+            self._same_size(image, first, index)
+            inputs[index] = image
+            if targets is not None and mask is not None:
+                self._same_size(mask[None], first, index)
+                targets[index, 0] = mask
+
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            list(pool.map(read, range(len(self))))
+        self._inputs = torch.from_numpy(inputs)
+        self._targets = None if targets is None else torch.from_numpy(targets)
+
+    def _same_size(self, array: Bytes, first: Bytes, index: int) -> None:
+        if array.shape[1:] != first.shape[1:]:
+            sizes = [f"{a.shape[2]}x{a.shape[1]}" for a in (array, first)]
+            raise InputError(
+                str(self.pairs[index].image),
+                f"is {sizes[0]} pixels, {self.pairs[0].name} is {sizes[1]}",
+                "one size for all",
+                'add {"resize": [256, 256]} to data.transforms',
+            )
+
+    def to(self, device: torch.device) -> None:
+        """Moves what was preloaded to a device, if it takes less than half of its free memory."""
+        if self._inputs is None or device.type != "cuda":
+            return
+        free, _ = torch.cuda.mem_get_info(device)
+        if self._inputs.nbytes * 4 // 3 < SHARE_OF_FREE_MEMORY * free:
+            self._inputs = self._inputs.to(device)
+            self._targets = None if self._targets is None else self._targets.to(device)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 images (n, C, H, W) and targets (n, 1, H, W), where they lie."""
+        if self._inputs is not None:
+            at = indices.to(self._inputs.device)
+            return self._inputs[at], None if self._targets is None else self._targets[at]
+        read = [self._read(int(index)) for index in indices]
+        for index, (image, _) in zip(indices.tolist(), read, strict=True):
+            self._same_size(image, read[0][0], index)
+        inputs = torch.from_numpy(np.stack([image for image, _ in read]))
+        if not self.has_targets:
+            return inputs, None
+        masks = [mask[None] for _, mask in read if mask is not None]
+        return inputs, torch.from_numpy(np.stack(masks))

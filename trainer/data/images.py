@@ -1,0 +1,76 @@
+"""Reading images and masks. Every array is 8 bit, channels first: image (C, H, W), mask (H, W).
+
+An image is converted to the channels that the network takes (1: grey, 3: RGB). A mask is read as
+its brightest channel, so that a red or a white lesion on black are the same; a palette is looked
+up, one bit becomes 0 and 255. Sizes are (width, height) as in the configuration. Torch-free.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from trainer.data.folders import DICOM_FIX
+from trainer.errors import InputError
+
+SIXTEEN_BIT_FIX = "convert it to 8 bit, for example with: convert IN -auto-level -depth 8 OUT.png"
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+MASK_MODES = {"1": "L", "P": "RGB", "PA": "RGB", "LA": "L", "RGBA": "RGB"}
+
+Bytes = NDArray[np.uint8]
+
+
+def open_image(path: Path) -> Any:
+    """A PIL image whose pixels can be decoded to 8 bit; raises InputError that names the file."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+        if start[128:] == b"DICM":
+            raise InputError(str(path), "this is a DICOM file", "8-bit images", DICOM_FIX)
+        image = Image.open(path)
+        if image.mode not in EIGHT_BIT_MODES:
+            found = f"has more than 8 bits a channel (mode {image.mode})"
+            raise InputError(str(path), found, "8-bit images", SIXTEEN_BIT_FIX)
+        image.load()
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(str(path), "there is no such file", "an image") from None
+    except PermissionError:
+        raise InputError(str(path), "may not be read", fix=f"chmod +r '{path}'") from None
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError … on broken files
+        found = f"cannot be read as an image ({str(error) or type(error).__name__})"
+        raise InputError(str(path), found, "a whole image file", "replace or remove it") from None
+    return image
+
+
+def _resized(image: Any, size: tuple[int, int] | None, resample: Image.Resampling) -> Any:
+    return image if size is None or image.size == size else image.resize(size, resample)
+
+
+def image_array(image: Any, channels: int, size: tuple[int, int] | None) -> Bytes:
+    """A PIL image as (channels, H, W), resized bilinearly (with antialiasing) to `size`."""
+    image = image.convert("L" if channels == 1 else "RGB")
+    array = np.asarray(_resized(image, size, Image.Resampling.BILINEAR))
+    return np.array(array[None] if channels == 1 else array.transpose(2, 0, 1), order="C")
+
+
+def mask_array(image: Any, size: tuple[int, int] | None = None) -> Bytes:
+    """A PIL image as (H, W), its brightest channel; resized by the nearest pixel."""
+    image = image.convert(MASK_MODES[image.mode]) if image.mode in MASK_MODES else image
+    array = np.asarray(_resized(image, size, Image.Resampling.NEAREST))
+    return np.array(array.max(axis=2) if array.ndim == 3 else array, order="C")
+
+
+def read_image(path: Path, channels: int, size: tuple[int, int] | None = None) -> Bytes:
+    """The image file at `path` as (channels, H, W)."""
+    return image_array(open_image(path), channels, size)
+
+
+def read_mask(path: Path, size: tuple[int, int] | None = None) -> Bytes:
+    """The mask file at `path` as (H, W)."""
+    return mask_array(open_image(path), size)

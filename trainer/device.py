@@ -1,0 +1,75 @@
+"""The device that a run computes on, its threads, its precision."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+
+import torch
+
+from trainer.errors import InputError
+
+
+def open_device(name: str, threads: int | None, deterministic: bool) -> torch.device:
+    """The device `name`: "cpu", "cuda", "cuda:N", or "auto" (a GPU where there is one).
+
+    Raises InputError where a GPU was asked for and torch cannot use it: a trial that was to have a
+    GPU never trains on the CPU unasked.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if name == "auto":
+        with warnings.catch_warnings():  # an old driver is only told where a GPU was asked for
+            warnings.simplefilter("ignore")
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if not name.startswith("cuda"):
+        raise InputError("--device", f"unknown device '{name}'", "auto, cpu, cuda, cuda:N")
+    _check_cuda()
+    torch.set_float32_matmul_precision("high")
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    return torch.device(name)
+
+
+def _check_cuda() -> None:
+    if torch.version.cuda is None and torch.version.hip is None:
+        raise InputError(
+            "--device",
+            f"this torch ({torch.__version__}) was built without CUDA",
+            "a torch that fits the GPU",
+            "install torch with CUDA, or run with --no-gpu",
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.zeros(1, device="cuda").add_(1).cpu()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            "--device",
+            f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use the GPU: {reason}",
+            "a driver and a GPU that fit this torch",
+            "update the NVIDIA driver, install a torch for your driver, or run with --no-gpu",
+        ) from None
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Mixed precision (bfloat16) on GPUs that compute it; nothing elsewhere.
+
+    On a CPU without matrix instructions bfloat16 is slower than single precision.
+    """
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def device_label(device: torch.device) -> str:
+    """For the log: CPU, or CUDA:0 with the GPU's name."""
+    if device.type == "cpu":
+        return "CPU"
+    return f"CUDA:{device.index or 0} ({torch.cuda.get_device_name(device)})"

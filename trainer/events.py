@@ -1,0 +1,75 @@
+"""`metrics.jsonl`: what a running trial tells its driver, one JSON object a line, flushed.
+
+Events, by the key `event`:
+
+    start       device, threads, parameters, images {training, evaluation}, weights
+    epoch       epoch, epochs, loss, evaluated_on, evaluation_loss, accuracy, foreground_dice,
+                iou, learning_rate, seconds
+    checkpoint  file, epoch
+    end         reason, exit_code
+
+`accuracy` and the others are fractions, `seconds` the duration of the epoch with its evaluation.
+Torch-free: the trainer writes, the driver reads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+RESULT_FILE = "result.json"
+LOG_FILE = "trainer.log"
+
+
+def plain(value: Any) -> Any:
+    """`value` with every NaN and infinity replaced by None, which JSON can hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+class EventLog:
+    """Appends events to a file; with `path` None it does nothing (a run without a run folder)."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._file = path.open("a", encoding="utf-8") if path else None
+
+    def write(self, event: str, **fields: Any) -> None:
+        """One event, on the disk when this returns."""
+        if self._file:
+            self._file.write(json.dumps({"event": event, **plain(fields)}) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """No event can be written afterwards."""
+        if self._file:
+            self._file.close()
+
+
+class EventReader:
+    """Reads the events that were added to a file since the last look.
+
+    A last line without its line break is still being written and waits for the next look.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """The events since the last call, oldest first; none where the file is not there yet."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return [json.loads(line) for line in complete.splitlines() if line.strip()]

@@ -1,0 +1,127 @@
+"""The network file (`layers`): which network, and how it is built. Torch-free.
+
+    {"network": "unet", "width": 8, "depth": 4, …}                     the U-Net of this program
+    {"network": "smp.Unet", "encoder": "resnet50", …}  one of segmentation_models_pytorch
+    with "in_channels": 3, "classes": 1, "activation": "sigmoid", "weights": null
+
+A file with `class_name` is a Keras network.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trainer.config import read_json
+from trainer.errors import InputError, joined, nearest
+
+SMP_NETWORKS = (
+    "Unet",
+    "UnetPlusPlus",
+    "MAnet",
+    "Linknet",
+    "FPN",
+    "PSPNet",
+    "PAN",
+    "DeepLabV3",
+    "DeepLabV3Plus",
+    "UPerNet",
+    "Segformer",
+)
+NETWORKS = ("unet", *(f"smp.{name}" for name in SMP_NETWORKS))
+
+
+class Network(BaseModel):
+    """A network file, checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    network: str = Field(description=f"One of {', '.join(NETWORKS)}.")
+    encoder: str | None = Field(None, description="smp: name of the encoder, like resnet50.")
+    width: int = Field(8, ge=1, description="unet: channels of the first level.")
+    depth: int = Field(4, ge=1, le=8, description="unet: how often the image is halved.")
+    in_channels: Literal[1, 3] = Field(3, description="1 grey, 3 RGB.")
+    classes: int = Field(1, ge=1, description="Output channels.")
+    activation: Literal["sigmoid", "softmax"] | None = Field(None, description="Of the output.")
+    weights: str | None = Field(
+        None, description="Encoder's weights: null (random), imagenet, or a safetensors file."
+    )
+    mean: list[float] | None = Field(None, description="Subtracted a channel, values in [0, 1].")
+    std: list[float] | None = Field(None, description="Then divided by, a channel.")
+
+    @property
+    def divisor(self) -> int:
+        """Image sides must be multiples of this many pixels."""
+        return 2**self.depth if self.network == "unet" else 32
+
+    @property
+    def label(self) -> str:
+        """Short name for tables and logs."""
+        return self.network if self.encoder is None else f"{self.network} {self.encoder}"
+
+
+def parse_network(content: Any, where: str) -> Network:
+    """A checked network description from parsed JSON; raises InputError named by `where`."""
+    if isinstance(content, list) or (isinstance(content, dict) and "class_name" in content):
+        raise InputError(where, "Keras networks are not built yet", f"network: {', '.join(NETWORKS)}")
+    if not isinstance(content, dict):
+        raise InputError(where, "this is not a network file", 'like {"network": "unet"}')
+    try:
+        network = Network.model_validate(content)
+    except ValidationError as error:
+        raise _explained(error, where) from None
+    _check(network, where)
+    return network
+
+
+def _explained(error: ValidationError, where: str) -> InputError:
+    faults = []
+    for finding in error.errors():
+        name = ".".join(str(part) for part in finding["loc"])
+        if finding["type"] == "extra_forbidden":
+            hint = nearest(name, Network.model_fields)
+            faults.append(InputError(where, f"unknown key '{name}'{hint}"))
+        elif finding["type"] == "missing":
+            faults.append(InputError(where, f"the key '{name}' is missing"))
+        else:
+            faults.append(InputError(f"{where}, {name}", f"{finding['msg']}, found {finding['input']!r}"))
+    return joined(faults, where)
+
+
+def _check(network: Network, where: str) -> None:
+    if network.network not in NETWORKS:
+        hint = nearest(network.network, NETWORKS)
+        raise InputError(where, f"unknown network '{network.network}'{hint}", ", ".join(NETWORKS))
+    if network.network != "unet" and network.encoder is None:
+        raise InputError(where, f"{network.network} needs an 'encoder'", "like resnet50")
+    if network.classes != 1 or network.activation != "sigmoid":
+        found = f"classes {network.classes} with activation {network.activation or 'null'}"
+        raise InputError(
+            where, f"{found} is not built yet", '"classes": 1 with "activation": "sigmoid"'
+        )
+    for key, values in (("mean", network.mean), ("std", network.std)):
+        if values is not None and len(values) != network.in_channels:
+            found = f"{len(values)} numbers for {network.in_channels} channels"
+            raise InputError(f"{where}, {key}", found, "one a channel")
+    if network.std is not None and min(network.std) <= 0:
+        raise InputError(f"{where}, std", f"{min(network.std)} is not positive", "above 0")
+
+
+def read_network(path: str | Path) -> Network:
+    """The network file at `path`; raises InputError."""
+    return parse_network(read_json(path, "layers file"), str(path))
+
+
+def check_size(network: Network, size: tuple[int, int], where: str) -> None:
+    """Raises InputError where the network cannot halve an image of `size` often enough."""
+    for side in size:
+        if side % network.divisor or side < network.divisor:
+            below = max(network.divisor, side // network.divisor * network.divisor)
+            above = below + network.divisor
+            raise InputError(
+                where,
+                f"{network.label} cannot take {size[0]}x{size[1]} pixels",
+                f"multiples of {network.divisor}; the nearest are {below} and {above}",
+            )

@@ -1,0 +1,77 @@
+"""Networks of segmentation_models_pytorch (MIT), built without touching the network."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from trainer.errors import InputError, nearest
+from trainer.networks.description import Network
+
+_DECLARED: list[Any] = []  # a declaration ends with its Library object
+
+
+def import_smp() -> Any:
+    """The module segmentation_models_pytorch.
+
+    It imports torchvision for its ResNet classes alone. A torchvision that was built for CUDA
+    beside a torch that was built for the CPU cannot load its compiled operators, and then fails on
+    the first one that it describes. Declaring those operators lets its Python half import, which
+    is all that is used here.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            raise
+        import torch
+
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+        _DECLARED.append(library)
+        importlib.import_module("torchvision")
+    return importlib.import_module("segmentation_models_pytorch")
+
+
+def build_smp(network: Network, weights: Path | None) -> nn.Module:
+    """(N, in_channels, H, W) -> logits (N, classes, H, W).
+
+    `weights` is a safetensors file of the encoder's weights for three channels, or None for random
+    ones. Raises InputError for an encoder that is not known or does not fit the file.
+    """
+    smp = import_smp()
+    assert network.encoder
+    names = smp.encoders.get_encoder_names()
+    if network.encoder not in names and not network.encoder.startswith("tu-"):
+        hint = nearest(network.encoder, names)
+        raise InputError("layers", f"unknown encoder '{network.encoder}'{hint}", "one of smp")
+    build = getattr(smp, network.network.removeprefix("smp."))
+    channels = 3 if weights else network.in_channels
+    try:
+        module: nn.Module = build(
+            encoder_name=network.encoder,
+            encoder_weights=None,
+            in_channels=channels,
+            classes=network.classes,
+            activation=None,
+        )
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError("layers", f"{network.label} cannot be built: {error}") from error
+    if weights:
+        _load_encoder(module, weights)
+        if network.in_channels != channels:
+            module.encoder.set_in_channels(network.in_channels, pretrained=True)
+    return module
+
+
+def _load_encoder(module: Any, weights: Path) -> None:
+    from safetensors.torch import load_file
+
+    try:
+        module.encoder.load_state_dict(load_file(weights))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise InputError(str(weights), f"does not fit the encoder: {error}") from None

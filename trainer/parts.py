@@ -1,0 +1,146 @@
+"""Which images a run trains on and evaluates, and how the network is used: before any tensor.
+
+`Parts` comes from the folders and the split file, `Usage` from the layers file or, in a run
+without training, from the checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint import load_checkpoint
+from trainer.config import Config, Data, Transform
+from trainer.data.folders import Pair, pair
+from trainer.data.split import Split, chosen, read_split
+from trainer.data.transforms import resize_of
+from trainer.errors import InputError, joined
+from trainer.networks.description import Network, check_size, parse_network, read_network
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The images of a run. `mask_threshold` is None where masks are divided by 255."""
+
+    training: list[Pair]
+    evaluation: list[Pair]
+    evaluated_on: str
+    mask_threshold: float | None
+    seed: int
+    metric: str
+
+    def sizes(self) -> dict[str, list[Pair]]:
+        """The parts that have images, by name."""
+        parts = {"training": self.training, self.evaluated_on: self.evaluation}
+        return {name: pairs for name, pairs in parts.items() if pairs}
+
+
+def _pairs(inputs: str, targets: str | None) -> list[Pair]:
+    pairs, faults = pair(Path(inputs), Path(targets) if targets else None)
+    if faults:
+        raise joined(faults, inputs)
+    return pairs
+
+
+def open_parts(config: Config) -> Parts:
+    """Lists and pairs the files that a configuration names; raises InputError for what is amiss.
+
+    With a split and training: its parts `training` and, unless test_input_path is given,
+    `validation`. With a split and no training: its part `test`.
+    """
+    data = config.data
+    split: Split | None = read_split(data.split) if data.split else None
+    seed = config.seed if config.seed is not None else split.seed if split else 0
+    threshold = split.masks.threshold if split else None
+    metric = split.metric if split else "accuracy"
+    training: list[Pair] = []
+    evaluation: list[Pair] = []
+    if data.input_path:
+        everything = _pairs(data.input_path, data.target_path)
+        training = everything
+        if split and data.split:
+            training = chosen(everything, split.parts.training, data.split)
+            if not data.test_input_path:
+                evaluation = chosen(everything, split.parts.validation, data.split)
+                return Parts(training, evaluation, "validation", threshold, seed, metric)
+    if data.test_input_path:
+        evaluation = _pairs(data.test_input_path, data.test_target_path)
+        if split and data.split and split.parts.test:
+            evaluation = chosen(evaluation, split.parts.test, data.split)
+    return Parts(training, evaluation, "test", threshold, seed, metric)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How the network is used. `source` names the file that describes it."""
+
+    network: Network
+    source: str
+    data: Data
+    size: tuple[int, int] | None
+    mask_threshold: float | None
+    checkpoint: dict[str, Any]
+
+    def for_checkpoint(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        fixed = [t for t in self.data.transforms if t.name in ("resize", "normalize")]
+        return {
+            "image_size": list(self.size) if self.size else None,
+            "transforms": [{t.name: t.value} for t in fixed],
+            "channels": self.network.in_channels,
+            "classes": self.network.classes,
+            "scaling": "pixel / 255",
+            "threshold": 0.5,
+            "mask_threshold": self.mask_threshold,
+        }
+
+
+def usage_of(config: Config, parts: Parts) -> Usage:
+    """The network, its size and its transforms, from the configuration and the checkpoint.
+
+    In a run without training, `layers` and `transforms` that are left out come from the
+    checkpoint, and another size than the trained one is an InputError.
+    """
+    load = config.checkpoints.load
+    checkpoint = load_checkpoint(load) if load else {}
+    source = str(config.layers if isinstance(config.layers, str) else load or "layers")
+    network = _network(config, checkpoint, source)
+    data = config.data
+    known = checkpoint.get("use", {})
+    if not config.trains and not data.transforms:
+        transforms = [Transform.model_validate(t) for t in known.get("transforms", [])]
+        data = data.model_copy(update={"transforms": transforms})
+    size = resize_of(data)
+    trained = tuple(known["image_size"]) if known.get("image_size") else None
+    if not config.trains and trained and size != trained:
+        asked = f"{size[0]}x{size[1]}" if size else "no resize"
+        raise InputError(
+            "data.transforms",
+            f"{asked}, but {load} was trained at {trained[0]}x{trained[1]}",
+            f'{{"resize": [{trained[0]}, {trained[1]}]}}',
+            "use that size, or leave `transforms` out",
+        )
+    if size:
+        check_size(network, size, "data.transforms, resize")
+    if config.loss and config.loss.source not in (None, network.activation):
+        raise InputError(
+            "loss.source",
+            f"'{config.loss.source}', but the network ends in {network.activation}",
+            f"'{network.activation}'",
+        )
+    threshold = parts.mask_threshold
+    if threshold is None and not config.trains:
+        threshold = known.get("mask_threshold")
+    return Usage(network, source, data, size, threshold, checkpoint)
+
+
+def _network(config: Config, checkpoint: dict[str, Any], source: str) -> Network:
+    if isinstance(config.layers, str):
+        return read_network(config.layers)
+    if config.layers is not None:
+        return parse_network(config.layers, source)
+    if "network" not in checkpoint:
+        found = f"left out, and {source} does not describe its network"
+        raise InputError("layers", found, "the network file of these weights")
+    return parse_network(checkpoint["network"], source)

@@ -1,0 +1,50 @@
+"""Predictions as HDF5: `output_<epoch>.h5`, one float32 dataset (C, H, W) an image.
+
+A dataset is named after its image file and holds probabilities at the network's size. The file's
+attributes say where the images lie, for `python -m trainer.review`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.config import Data
+
+
+class PredictionFile:
+    """Writes predictions; the file appears under its name when all of them are there."""
+
+    def __init__(self, data: Data, epoch: int, mask_threshold: float | None) -> None:
+        assert data.test_output_path
+        folder = Path(data.test_output_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"output_{epoch}.h5"
+        self._beside = folder / f".output_{epoch}.{os.getpid()}.h5"
+        self._file = h5py.File(self._beside, "w")
+        self._file.attrs["inputs"] = data.test_input_path or data.input_path or ""
+        self._file.attrs["targets"] = data.test_target_path or ""
+        self._file.attrs["threshold"] = 0.5
+        if mask_threshold is not None:
+            self._file.attrs["mask_threshold"] = mask_threshold
+
+    def write(self, name: str, probabilities: NDArray[np.float32]) -> None:
+        """One image's probabilities (C, H, W)."""
+        self._file.create_dataset(name, data=probabilities.astype(np.float32, copy=False))
+
+    def __enter__(self) -> PredictionFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if kind is None:
+            os.replace(self._beside, self.path)
+        else:
+            self._beside.unlink(missing_ok=True)

@@ -1,0 +1,217 @@
+"""A picture of predictions: input, probability and truth side by side, the worst cases first.
+
+    python -m trainer.review predictions/output_1.h5
+
+Gather, then draw: trainer/cases.py reads and scores, `draw_page` draws. Torch-free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.cases import Case, Review, gather, open_predictions, summary
+from trainer.data.images import open_image
+from trainer.errors import InputError, RmlError
+
+MOST_IMAGES = 200
+
+LOW, PREDICTED, TRUE = "#c2185b", "#ffb000", "#26d9c7"
+"""Low probability, prediction, truth: apart from grey and each other, colour-blind readers too."""
+
+GROUPS = 2
+"""Images beside each other on a page."""
+
+PANEL, GAP, MARGIN, HEADER, TITLE = 2.1, 0.35, 0.15, 0.95, 0.27
+"""Inches: width of a panel, between groups, around the page, above the rows, above a panel."""
+
+LONGEST_NAME = 40
+OURS = "trainer.review"
+"""Marks the pictures that this module wrote: only those are overwritten."""
+
+
+def draw_page(review: Review, title: str, path: Path) -> None:
+    """Writes the cases as a PNG picture to `path`, which is replaced in one step."""
+    from matplotlib.figure import Figure
+
+    cases = review.cases
+    panels = 2 if cases[0].truth is None else 3
+    groups = min(GROUPS, len(cases))
+    shape = float(np.median([case.image.shape[0] / case.image.shape[1] for case in cases]))
+    cell = PANEL * shape + TITLE
+    group_wide = panels * PANEL + GAP
+    wide = max(groups * group_wide - GAP + 2 * MARGIN, 7.0)
+    high = HEADER + -(-len(cases) // groups) * cell + MARGIN
+    figure = Figure(figsize=(wide, high), dpi=110, facecolor="white")
+    for index, case in enumerate(cases):
+        row, group = divmod(index, groups)
+        bottom = high - HEADER - (row + 1) * cell + TITLE / 2
+        left = MARGIN + group * group_wide
+        axes = [
+            figure.add_axes(
+                (
+                    (left + i * PANEL) / wide,
+                    bottom / high,
+                    0.98 * PANEL / wide,
+                    PANEL * shape / high,
+                )
+            )
+            for i in range(panels)
+        ]
+        _draw_case(axes, case, review.threshold, shape, first=row == 0)
+    _draw_header(figure, review, title, (wide, high))
+    _save(figure, path)
+
+
+def _draw_case(axes: list[Any], case: Case, threshold: float, shape: float, first: bool) -> None:
+    """Draws one image in its panels, whose height over width is `shape`."""
+    height, width = case.image.shape[:2]
+    span = max(width, height / shape)
+    for axis, label in zip(axes, ("input", "prediction", "truth and prediction"), strict=False):
+        axis.imshow(case.image, aspect="auto")
+        axis.set(xticks=[], yticks=[], facecolor="#eeeeee")
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+        if first:
+            box = {"facecolor": "black", "alpha": 0.55, "linewidth": 0, "pad": 2}
+            axis.text(
+                0.02, 0.03, label, transform=axis.transAxes, fontsize=7.5, color="w", bbox=box
+            )
+    axes[1].imshow(_heat(case), aspect="auto")
+    one = len(case.probability) == 1
+    field, level = (case.probability[0], threshold) if one else (case.predicted > 0, 0.5)
+    _outline(axes[1], field, level, PREDICTED)
+    if case.truth is not None:
+        _outline(axes[2], field, level, PREDICTED)
+        _outline(axes[2], case.truth, 0.5, TRUE)
+    for axis in axes:  # the whole image in the middle of a panel, whatever its shape
+        axis.set_xlim((width - span) / 2 - 0.5, (width + span) / 2 - 0.5)
+        axis.set_ylim((height + span * shape) / 2 - 0.5, (height - span * shape) / 2 - 0.5)
+    axes[0].set_title(shortened(case.name), loc="left", fontsize=9, pad=3, parse_math=False)
+    if case.score:
+        axes[-1].set_title(case.score.text, loc="right", fontsize=9, pad=3, fontweight="bold")
+
+
+def _heat(case: Case) -> NDArray[np.float64]:
+    """Colours (H, W, 4): from red to amber with the probability, or one colour a class."""
+    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
+
+    if len(case.probability) > 1:
+        colours = np.asarray(colormaps["tab10"](case.predicted.astype(int) % 10))
+        colours[..., 3] = 0.5 * (case.predicted > 0)
+        return colours
+    ramp = LinearSegmentedColormap.from_list("probability", [LOW, PREDICTED])
+    probability = np.nan_to_num(case.probability[0]).clip(0, 1)
+    colours = np.asarray(ramp(probability))
+    colours[..., 3] = 0.6 * np.sqrt(probability) * (probability > 0.02)
+    return colours
+
+
+def _outline(axis: Any, field: NDArray[Any], level: float, colour: str) -> None:
+    field = np.nan_to_num(field.astype(np.float32))
+    if field.min() < level < field.max():  # matplotlib warns of a level that is not there
+        axis.contour(field, levels=[level], colors=[colour], linewidths=1.3)
+
+
+def shortened(name: str) -> str:
+    """A long file name without its middle."""
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def _draw_header(figure: Any, review: Review, title: str, size: tuple[float, float]) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    left, inch = MARGIN / size[0], 1 / size[1]
+    style: dict[str, Any] = {"va": "top", "parse_math": False}
+    figure.text(left, 1 - 0.12 * inch, title, fontsize=12, fontweight="bold", **style)
+    figure.text(left, 1 - 0.36 * inch, summary(review), fontsize=9, color="#444444", **style)
+    line = Line2D([], [], color=PREDICTED, label=f"predicted: above {review.threshold:g}")
+    handles: list[Any] = [line]
+    if len(review.cases[0].probability) == 1:
+        handles += [
+            Patch(color=LOW, label="probability: low"),
+            Patch(color=PREDICTED, label="high"),
+        ]
+    else:
+        line.set_label("predicted: any class but the first")
+    handles += [Line2D([], [], color=TRUE, label="truth")] if review.scores else []
+    place = {"loc": "upper left", "bbox_to_anchor": (left, 1 - 0.5 * inch), "borderaxespad": 0.3}
+    figure.legend(
+        handles=handles, ncols=4, frameon=False, fontsize=9, borderpad=0, handlelength=1.4, **place
+    )
+
+
+def check_output(path: Path) -> None:
+    """Raises InputError where `path` is no PNG, or a file that this module did not write."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"--out {path}", "this is not a name of a PNG", "FILE.png")
+    if not path.parent.is_dir():
+        raise InputError(f"--out {path}", f"there is no folder {path.parent}", fix="make it first")
+    if not path.exists():
+        return
+    try:
+        ours = open_image(path).info.get("Software") == OURS
+    except InputError:
+        ours = False
+    if not ours:
+        found = "is there already, and is no picture of trainer.review"
+        raise InputError(str(path), found, fix="name another file with --out")
+
+
+def _save(figure: Any, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        figure.savefig(partial, format="png", metadata={"Software": OURS})
+        partial.replace(path)
+    except OSError as error:
+        found = f"cannot be written ({error.strerror or error})"
+        raise InputError(str(path), found, fix="name another file with --out") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# ----------------------------------------------------------------------------- the command line
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.review",
+        description="Draws inputs, predictions and truth side by side, the worst cases first.",
+    )
+    parser.add_argument("predictions", type=Path, help="output_<epoch>.h5, written by the trainer")
+    parser.add_argument("--out", type=Path, help="picture to write (default: FILE.png beside it)")
+    parser.add_argument("--images", type=int, default=12, help="images to draw (default: 12)")
+    parser.add_argument("--inputs", type=Path, help="folder of the images, if they moved")
+    parser.add_argument("--targets", type=Path, help="folder of the masks, if they moved")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draws one picture; returns the exit code: 0, or 2 for a mistake of input."""
+    given = _parser().parse_args(arguments)
+    out = given.out or given.predictions.with_suffix(".png")
+    try:
+        if not 1 <= given.images <= MOST_IMAGES:
+            raise InputError("--images", f"is {given.images}", f"1 to {MOST_IMAGES}")
+        with open_predictions(given.predictions, given.inputs, given.targets) as source:
+            check_output(out)
+            review = gather(source, given.images)
+        draw_page(review, given.predictions.name, out)
+    except RmlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"Wrote {out}: {summary(review)}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""One run of the trainer, from its configuration to its result: data, network, optimizer, loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from trainer.checkpoint import Saver, load_weights
+from trainer.config import Config
+from trainer.console import Console
+from trainer.data.cache import ImageSet
+from trainer.data.folders import Pair
+from trainer.data.transforms import BatchTransform
+from trainer.device import autocast, device_label, open_device
+from trainer.errors import NotANumber, Stopped
+from trainer.evaluate import Evaluation, OwnSizeMasks, as_result, evaluate
+from trainer.events import EventLog
+from trainer.losses import LossFunction, build_loss
+from trainer.networks import SegmentationNetwork, build, parameter_counts
+from trainer.networks.weights import find_weights
+from trainer.optimizers import build_optimizer
+from trainer.outputs import TextLogs, print_settings
+from trainer.parts import Parts, Usage, open_parts, usage_of
+from trainer.predict import PredictionFile
+from trainer.schedules import build_schedule
+from trainer.stopping import StopRequest
+
+FLUSH_SECONDS = 1.0
+"""Losses leave the device at most this often: each look makes a GPU wait."""
+
+PRINTED_LINES = 100
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run reports, and what it was given beside its configuration."""
+
+    console: Console
+    events: EventLog
+    stop: StopRequest
+    checkpoints: Path | None
+    device: str = "auto"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both phases of a run work with."""
+
+    config: Config
+    run: Run
+    parts: Parts
+    network: SegmentationNetwork
+    device: torch.device
+    transform: BatchTransform
+    loss: LossFunction | None
+
+
+def run(config: Config, this: Run) -> dict[str, Any]:
+    """Trains, evaluates and predicts as the configuration says; returns what result.json keeps."""
+    console = this.console
+    device = open_device(this.device, this.threads, config.deterministic)
+
+    # ---- data ----
+    parts = open_parts(config)
+    usage = usage_of(config, parts)
+
+    # ---- network ----
+    torch.manual_seed(parts.seed)
+    weights = find_weights(usage.network, usage.source)
+    network = build(usage.network, weights)
+    if config.checkpoints.load:
+        console.line(f"Loading model checkpoint from file: {config.checkpoints.load}")
+        load_weights(network, usage.checkpoint["state"], config, console)
+    network = network.to(device)
+    started_from = _started_from(config, weights)
+    loss = build_loss(config.loss) if config.loss else None
+    work = Work(config, this, parts, network, device, BatchTransform(usage.data), loss)
+    print_settings(config, usage, parts, network, device_label(device), started_from, console)
+    this.events.write(
+        "start",
+        device=device_label(device),
+        threads=torch.get_num_threads(),
+        parameters=parameter_counts(network)[0],
+        images={part: len(pairs) for part, pairs in parts.sizes().items()},
+        weights=started_from,
+    )
+    training = _images(parts.training, usage, work)
+    evaluation = _images(parts.evaluation, usage, work)
+    masks = OwnSizeMasks(evaluation, device) if evaluation and evaluation.has_targets else None
+
+    # ---- evaluation alone ----
+    if training is None:
+        assert evaluation
+        scored = _evaluate(work, evaluation, masks, epoch=1)
+        result: dict[str, Any] = {"weights": started_from, "images": len(evaluation)}
+        if scored.scores:
+            result["evaluation"] = as_result(scored, parts.evaluated_on)
+        return result
+
+    # ---- optimizer ----
+    assert config.optimizer
+    optimizer = build_optimizer(network.parameters(), config.optimizer)
+    schedule = build_schedule(optimizer, config.optimizer.lr_scheduler)
+
+    # ---- loop ----
+    logs = TextLogs(config.outfile)
+    saver = Saver(this.checkpoints, config, usage, network, optimizer, this.events, started_from)
+    best: dict[str, Any] | None = None
+    best_scores: dict[str, Any] | None = None
+    try:
+        for epoch in range(1, config.num_epochs + 1):
+            began = time.monotonic()
+            rate = float(optimizer.param_groups[0]["lr"])
+            mean_loss = _train_epoch(work, training, optimizer, epoch, logs, saver)
+            if schedule:
+                schedule.step()
+            scored = Evaluation(None, [])
+            if evaluation:
+                scored = _evaluate(work, evaluation, masks, epoch)
+            scores = as_result(scored, parts.evaluated_on) if scored.scores else {}
+            if scores:
+                logs.test(epoch, scored.loss, scores["accuracy"])
+            event = {
+                "epoch": epoch,
+                "epochs": config.num_epochs,
+                "loss": mean_loss,
+                "evaluated_on": scores.get("evaluated_on"),
+                "evaluation_loss": scores.get("loss"),
+                **{key: scores.get(key) for key in ("accuracy", "foreground_dice", "iou")},
+                "learning_rate": rate,
+                "seconds": time.monotonic() - began,
+            }
+            saver.epoch_done(event)
+            if best is None or _better(event, best, parts.metric):
+                best, best_scores = event, scores
+                saver.best()
+            this.events.write("epoch", **event)
+            if schedule and config.optimizer.lr_scheduler and config.optimizer.lr_scheduler.verbose:
+                console.line(f"Learning rate: {optimizer.param_groups[0]['lr']:.6g}")
+            console.rule()
+            this.stop.check()
+    finally:
+        saver.last()
+    return {
+        "weights": started_from,
+        "epochs": config.num_epochs,
+        "best": best,
+        "evaluation": best_scores,
+    }
+
+
+def _better(event: dict[str, Any], best: dict[str, Any], metric: str) -> bool:
+    """The metric is higher; without an evaluation the latest epoch is the best."""
+    return event[metric] is None or best[metric] is None or bool(event[metric] > best[metric])
+
+
+def _started_from(config: Config, weights: Path | None) -> str:
+    """In words, which weights the network starts from."""
+    if config.checkpoints.load:
+        return f"checkpoint {config.checkpoints.load}"
+    return f"encoder from {weights.name}, the rest random" if weights else "random"
+
+
+def _images(pairs: list[Pair], usage: Usage, work: Work) -> ImageSet | None:
+    if not pairs:
+        return None
+    images = ImageSet(pairs, usage.network.in_channels, usage.size, usage.mask_threshold)
+    work.run.console.line(f"Pre-loading {len(images)} images...")
+    images.preload(torch.get_num_threads(), work.run.stop.asked)
+    work.run.stop.check()
+    images.to(work.device)
+    return images
+
+
+def _steps(
+    work: Work, images: ImageSet, epoch: int, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an epoch on the device. Seed and epoch alone give order and augmentation."""
+    number = (work.parts.seed * 1_000_003 + epoch) % 2**63
+    torch.manual_seed(number)  # dropout
+    randomness = Generator(work.device).manual_seed(number)
+    order = torch.randperm(len(images), generator=Generator().manual_seed(number))
+    for indices in order.split(batch_size):
+        raw, raw_targets = images.batch(indices)
+        assert raw_targets is not None
+        raw = raw.to(work.device, non_blocking=True)
+        raw_targets = raw_targets.to(work.device, non_blocking=True)
+        inputs, targets = work.transform.augmented(raw, raw_targets, randomness)
+        yield inputs.contiguous(memory_format=torch.channels_last), targets
+
+
+def _gradient_norm(network: nn.Module) -> Tensor:
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def _train_epoch(
+    work: Work,
+    images: ImageSet,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    logs: TextLogs,
+    saver: Saver,
+) -> float:
+    """One pass over the training images; the mean loss of its images."""
+    network, run, batch_size = work.network, work.run, work.config.data.batch_size
+    batches = math.ceil(len(images) / batch_size)
+    printed = {math.ceil(k * batches / PRINTED_LINES) for k in range(1, PRINTED_LINES + 1)}
+    waiting: list[Tensor] = []
+    told: list[float] = []
+
+    def flush() -> None:
+        """Brings the waiting losses from the device in one go, prints and checks them."""
+        for value, norm in torch.stack(waiting).tolist() if waiting else []:
+            batch = len(told) + 1
+            told.append(value)
+            logs.train(epoch, batch, value, norm)
+            if batch in printed:
+                run.console.line(
+                    f"Train Epoch [{epoch:3d}/{work.config.num_epochs:3d}] : Batch "
+                    f"[{batch:5d}/{batches:5d}] (Loss = {value:.4f}; |g| = {norm:.4f})"
+                )
+            if not math.isfinite(value):
+                raise NotANumber(f"the loss is {value} at epoch {epoch}, batch {batch}")
+        waiting.clear()
+
+    network.train()
+    flushed = time.monotonic()
+    for inputs, targets in _steps(work, images, epoch, batch_size):
+        with autocast(work.device):
+            logits = network(inputs)
+        assert work.loss
+        loss = work.loss(logits, targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = _gradient_norm(network)
+        optimizer.step()
+        waiting.append(torch.stack([loss.detach(), norm]))
+        if run.stop.asked():
+            raise Stopped(run.stop.reason)
+        if time.monotonic() - flushed > FLUSH_SECONDS:
+            flush()
+            saver.now_and_then()
+            flushed = time.monotonic()
+    flush()
+    last = len(images) - (batches - 1) * batch_size
+    sizes = [batch_size] * (batches - 1) + [last]
+    return sum(n * value for n, value in zip(sizes, told, strict=True)) / len(images)
+
+
+def _evaluate(
+    work: Work, images: ImageSet, masks: OwnSizeMasks | None, epoch: int
+) -> Evaluation:
+    """Scores, and predictions where the configuration asks for them."""
+
+    def scored(sink: PredictionFile | None) -> Evaluation:
+        return evaluate(
+            work.network,
+            images,
+            work.transform,
+            work.device,
+            work.config.data.test_batch_size,
+            loss=work.loss if images.has_targets else None,
+            masks=masks,
+            sink=sink,
+            console=work.run.console,
+            epochs=(epoch, work.config.num_epochs),
+            check=work.run.stop.check,
+        )
+
+    if not work.config.data.test_output_path:
+        return scored(None)
+    with PredictionFile(work.config.data, epoch, images.mask_threshold) as sink:
+        evaluation = scored(sink)
+    work.run.console.line(f"Predictions are in {sink.path}")
+    return evaluation
