@@ -79,6 +79,6 @@ class Launcher(Protocol):
     def reap(self, study_folder: Path) -> int:
         """Ends trials of the study that a dead driver of this host left; how many there were.
 
-        `study_folder` is absolute: the folder that has the study's run folders. (A name would not
-        do: two checkouts may have a study of the same name.)
+        `study_folder` has the study's run folders. (Its name would not do: two checkouts may have
+        a study of the same name.)
         """

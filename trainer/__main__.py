@@ -28,7 +28,9 @@ OUT_OF_SCOPE_APPS = ("pde", "gan", "obj")
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; `--config= FILE`, which a shell splits in two, works too."""
     parser = argparse.ArgumentParser(prog="trainer", description="Trains, evaluates and predicts.")
-    parser.add_argument("--config", required=True, help="configuration file (JSON)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", help="configuration file (JSON)")
+    what.add_argument("--describe", metavar="LAYERS", help="print what a network file describes")
     parser.add_argument("--app", default="dnn", help="kind of run: dnn (default)")
     parser.add_argument("--run-folder", help="work in this folder and write events there too")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N")
@@ -52,6 +54,23 @@ def enter_run_folder(folder: str | None) -> Path | None:
     path.mkdir(parents=True, exist_ok=True)
     os.chdir(path)
     return path
+
+
+def describe(path: str) -> int:
+    """Prints one JSON object about a network file; the exit code."""
+    from trainer.networks.description import read_network
+
+    try:
+        network = read_network(path)
+        from trainer.networks import build, parameter_counts
+
+        parameters, trainable = parameter_counts(build(network.model_copy(update={"weights": None})))
+    except RmlError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    content = {"name": network.label, "parameters": parameters, "trainable_parameters": trainable}
+    print(json.dumps({**content, "divisor": network.divisor, "weights": network.weights}))
+    return 0
 
 
 def translated(error: BaseException) -> RmlError | None:
@@ -83,6 +102,8 @@ def write_result(folder: Path | None, content: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    if options.describe:
+        return describe(options.describe)
     folder: Path | None = None
     console = Console()
     events = EventLog(None)

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from trainer.data.folders import Pair, pair
 from trainer.data.images import read_image, read_mask
@@ -168,9 +167,19 @@ def _case(source: Source, name: str) -> Case:
 
 
 def resized(probability: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Each channel of (C, H, W) resized bilinearly to `size` (width, height)."""
-    channels = [Image.fromarray(c).resize(size, Image.Resampling.BILINEAR) for c in probability]
-    return np.stack([np.asarray(channel) for channel in channels])
+    """(C, H, W) resized bilinearly to `size` (width, height), as the trainer does for its scores.
+
+    Pillow would smooth before it makes something smaller, and give other numbers than result.json.
+    """
+    for axis, length in ((1, size[1]), (2, size[0])):
+        before = probability.shape[axis]
+        at = np.clip((np.arange(length) + 0.5) * before / length - 0.5, 0, before - 1)
+        low = at.astype(int)
+        high = np.minimum(low + 1, before - 1)
+        share = np.asarray(at - low, np.float32).reshape((-1, 1) if axis == 1 else (1, -1))
+        first, second = probability.take(low, axis), probability.take(high, axis)
+        probability = first + (second - first) * share
+    return probability
 
 
 def classes(probability: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:

@@ -16,6 +16,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 SHOWN_FAULTS = 10
+ONE_LINE = 120
+"""A message up to this length stands on one line."""
 
 
 class RmlError(Exception):
@@ -38,10 +40,11 @@ class InputError(RmlError):
         super().__init__(where, found, accepted, fix)
 
     def __str__(self) -> str:
-        lines = [f"{self.where}: {self.found}" if self.where else self.found]
-        lines += [f"  accepted: {self.accepted}"] if self.accepted else []
-        lines += [f"  to do: {self.fix}"] if self.fix else []
-        return "\n".join(lines)
+        parts = [f"{self.where}: {self.found}" if self.where else self.found]
+        parts += [f"accepted: {self.accepted}"] if self.accepted else []
+        parts += [f"to do: {self.fix}"] if self.fix else []
+        line = "; ".join(parts)
+        return line if len(line) <= ONE_LINE and "\n" not in line else "\n  ".join(parts)
 
 
 class Stopped(RmlError):

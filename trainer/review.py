@@ -110,7 +110,7 @@ def _heat(case: Case) -> NDArray[np.float64]:
     ramp = LinearSegmentedColormap.from_list("probability", [LOW, PREDICTED])
     probability = np.nan_to_num(case.probability[0]).clip(0, 1)
     colours = np.asarray(ramp(probability))
-    colours[..., 3] = 0.6 * np.sqrt(probability) * (probability > 0.02)
+    colours[..., 3] = 0.65 * probability
     return colours
 
 
@@ -144,7 +144,7 @@ def _draw_header(figure: Any, review: Review, title: str, size: tuple[float, flo
     else:
         line.set_label("predicted: any class but the first")
     handles += [Line2D([], [], color=TRUE, label="truth")] if review.scores else []
-    place = {"loc": "upper left", "bbox_to_anchor": (left, 1 - 0.5 * inch), "borderaxespad": 0.3}
+    place = {"loc": "upper left", "bbox_to_anchor": (left, 1 - 0.55 * inch), "borderaxespad": 0.3}
     figure.legend(
         handles=handles, ncols=4, frameon=False, fontsize=9, borderpad=0, handlelength=1.4, **place
     )

@@ -65,7 +65,7 @@ class Network(BaseModel):
 def parse_network(content: Any, where: str) -> Network:
     """A checked network description from parsed JSON; raises InputError named by `where`."""
     if isinstance(content, list) or (isinstance(content, dict) and "class_name" in content):
-        raise InputError(where, "Keras networks are not built yet", f"network: {', '.join(NETWORKS)}")
+        raise InputError(where, "Keras networks are not built yet", "unet or smp.*")
     if not isinstance(content, dict):
         raise InputError(where, "this is not a network file", 'like {"network": "unet"}')
     try:

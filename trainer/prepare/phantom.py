@@ -195,7 +195,7 @@ def _lesion(
         shape = _blob(rng, grid, centre, radii, rough, spikes)
         if not (taken & (shape > -0.05)).any():
             break
-    shape = shape + (0.014 if malignant else 0.006) * _field(rng, grid, 0.025, 0.015)
+    shape = shape + (0.011 if malignant else 0.006) * _field(rng, grid, 0.025, 0.015)
     soft = rng.uniform(0.015, 0.04) if malignant else rng.uniform(0.008, 0.02)
     inside = _step(shape, soft)
     # Inside, the texture of the tissue gives way to the lesion's own level.

@@ -1,0 +1,70 @@
+"""Which launcher a study uses, and why: asked for by name, or found by `auto`."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from launchers import Launcher
+from launchers.docker import DockerLauncher
+from launchers.process import ProcessLauncher
+from trainer.errors import InputError
+
+OUR_IMAGE = "rml-trainer"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A launcher, why it was chosen, and whether its image is foreign (knows only folders)."""
+
+    launcher: Launcher
+    why: str
+    foreign: bool = False
+
+
+def choose_launcher(asked: str, image: str, image_given: bool, gpu: bool) -> Place:
+    """The place of a study's trials; raises InputError where what was asked for is not there.
+
+    `auto` takes Docker where an engine answers, the image is there and up to date and, with a GPU,
+    a container sees it; else a process. An image named by hand is never replaced by a process.
+    """
+    if asked == "process" and image_given:
+        found = f"--docker-image {image} and --launcher process exclude each other"
+        raise InputError("--launcher", found, "one of them")
+    if asked == "process":
+        return Place(_process(), "asked for by --launcher process")
+    if asked == "docker" or image_given:
+        docker = DockerLauncher.open(image)
+        reason = docker.probe_gpu() if gpu else None
+        if reason:
+            raise InputError("--launcher docker", reason, fix="mend that, or run with --no-gpu")
+        why = "asked for by " + ("--docker-image" if image_given else "--launcher docker")
+        return Place(docker, f"{why}, image {_named(docker, image)}", docker.foreign)
+    try:
+        docker = DockerLauncher.open(image)
+    except InputError as error:
+        fix = f"; for containers: {error.fix}" if error.fix else ""
+        return Place(_process(), f"no containers: {error.found}{fix}")
+    if docker.stale or docker.foreign:
+        why = f"no containers: the image {image} is older than the code; for containers: make image"
+        return Place(_process(), why)
+    if gpu and (reason := docker.probe_gpu()):
+        return Place(_process(), f"no containers: {reason}")
+    return Place(docker, f"an engine answers and has the image {image}")
+
+
+def _named(docker: DockerLauncher, image: str) -> str:
+    if docker.foreign:
+        return f"{image} (foreign: knows only folders)"
+    return f"{image} (older than the code: make image)" if docker.stale else image
+
+
+def _process() -> ProcessLauncher:
+    if importlib.util.find_spec("torch") is None:
+        raise InputError(
+            "--launcher process",
+            "this Python has no torch",
+            "the trainer's packages",
+            "pip install -r requirements.txt, or make image and --launcher docker",
+        )
+    return ProcessLauncher()

@@ -1,0 +1,285 @@
+"""Runs a trial in a container of its own: as its caller, without network, rights or other files.
+
+An image of ours has the label SOURCE_LABEL and runs our trainer. Any other image is foreign: it
+gets `rmldnn --config=config.json`, and what it tells is read from its out_test.txt.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launchers import Job, engine, owner
+from launchers.container import (
+    LABEL,
+    Caller,
+    Image,
+    container_arguments,
+    gpu_request,
+    hardening,
+)
+from launchers.foreign import OUT_TEST_FILE, OutTestReader
+from launchers.image import SOURCE_LABEL, source_hash
+from launchers.mounts import mounts
+from launchers.run_folder import (
+    STDERR_FILE,
+    Heartbeat,
+    gpu_name,
+    stop_or_kill,
+    wait_until_ended,
+)
+from trainer.errors import InputError
+from trainer.events import LOG_FILE, METRICS_FILE, EventReader
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+    from docker.models.containers import Container
+
+LOST = 137
+"""Exit code of a container that is gone without having told one: it was killed."""
+ENGINE_RETURNS_SECONDS = 60.0
+"""So long an engine that went away while a trial ran may take to come back."""
+
+
+class DockerLauncher:
+    """Starts trials in containers of one image; `open` makes one."""
+
+    name = "docker"
+
+    def __init__(self, client: DockerClient, image: Image, caller: Caller | None = None) -> None:
+        self._client, self.image = client, image
+        self._caller = caller or Caller.current()
+        self._engine = client.info()
+        self._mounts: dict[tuple[Path, ...], list[Path]] = {}
+
+    @classmethod
+    def open(cls, image: str, caller: Caller | None = None) -> DockerLauncher:
+        """A launcher whose engine answers and has `image`; raises InputError."""
+        client = engine.connect()
+        return cls(client, _find(client, image), caller)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the image knows only rmldnn's contract."""
+        return self.image.source is None
+
+    @property
+    def stale(self) -> bool:
+        """Whether the image was built by us from other code than this program's."""
+        return self.image.source is not None and self.image.source != source_hash()
+
+    def launch(self, job: Job) -> RunningContainer:
+        """Starts the trial; raises InputError if the engine cannot. Nothing is left then."""
+        heartbeat = Heartbeat(job.run_folder)
+        if self.foreign:
+            # Epochs of an earlier start of the same trial must not be read as this one's.
+            (job.run_folder / OUT_TEST_FILE).unlink(missing_ok=True)
+        arguments = container_arguments(
+            job,
+            self.image,
+            self._caller,
+            self._engine,
+            self._input_places(job),
+            gpu_name(job.device, os.environ),
+        )
+        container = self._create(arguments)
+        try:
+            running = RunningContainer(container, job.run_folder, heartbeat, self.foreign)
+            container.start()
+        except BaseException as error:
+            _remove(self._client, str(container.id))
+            heartbeat.end()
+            raise _told(error) from None
+        return running
+
+    def reap(self, study_folder: Path) -> int:
+        """Removes containers of the study that a dead driver of this host left; how many."""
+        ended = 0
+        chosen = {"label": [f"{LABEL}.study_folder={study_folder.resolve()}"]}
+        for found in self._client.api.containers(all=True, filters=chosen):
+            whose = {
+                key: found["Labels"].get(f"{LABEL}.{key}", "")
+                for key in ("host", "pid", "start_time")
+            }
+            if not owner.on_this_host(whose) or owner.alive({**whose, "pid": whose["pid"] or 0}):
+                continue
+            ended += _remove(self._client, found["Id"])
+        return ended
+
+    def probe_gpu(self, device: str = "cuda:0") -> str | None:
+        """None if a container of the image can use the GPU; else why not, and what to do.
+
+        A foreign image may have no torch: there only the toolkit's own tool is asked.
+        """
+        import_torch = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
+        command = ["nvidia-smi", "-L"] if self.foreign else ["python", "-c", import_torch]
+        arguments = {
+            **hardening(self._caller, self._engine),
+            "image": self.image.id,
+            "command": command,
+            "device_requests": gpu_request(gpu_name(device, os.environ) or "0"),
+        }
+        container = self._create(arguments, auto_remove=False)
+        try:
+            container.start()
+            code = container.wait()["StatusCode"]
+            said = container.logs(tail=5).decode(errors="replace").strip()
+        except Exception as error:
+            told = _told(error)
+            if not isinstance(told, InputError):
+                raise
+            return str(told)
+        finally:
+            _remove(self._client, str(container.id))
+        if code == 0:
+            return None
+        said = said or "torch.cuda.is_available() is False"
+        return f"a container of '{self.image.name}' cannot use {device}: {said}"
+
+    def _create(self, arguments: dict[str, Any], auto_remove: bool = True) -> Container:
+        try:
+            return self._client.containers.create(**arguments, auto_remove=auto_remove)
+        except Exception as error:
+            raise _told(error) from None
+
+    def _input_places(self, job: Job) -> list[Path]:
+        """The mounts for the job's inputs; walking 100,000 images once a study is enough."""
+        outside = tuple(path for path in job.inputs if job.run_folder not in path.parents)
+        if outside not in self._mounts:
+            self._mounts[outside] = mounts(outside, job.run_folder)
+        return self._mounts[outside]
+
+
+class RunningContainer:
+    """A trial that runs in a container; see `launchers.Running`.
+
+    Made before the container starts: what it says first and how it ends are not to be missed. The
+    engine removes it when it ends, so nothing is left even if this process is killed.
+    """
+
+    def __init__(
+        self, container: Container, run_folder: Path, heartbeat: Heartbeat, foreign: bool
+    ) -> None:
+        self.container = container
+        self._heartbeat = heartbeat
+        self._exit_code: int | None = None
+        self._events: EventReader | OutTestReader
+        if foreign:
+            self._events = OutTestReader(run_folder / OUT_TEST_FILE)
+            said, file = container.attach(stdout=True, stderr=True, stream=True), LOG_FILE
+        else:
+            # Our trainer writes its log itself.
+            self._events = EventReader(run_folder / METRICS_FILE)
+            said, file = container.attach(stdout=False, stderr=True, stream=True), STDERR_FILE
+        self._collector = threading.Thread(
+            target=_collect, args=(said, run_folder / file), daemon=True
+        )
+        self._collector.start()
+        threading.Thread(target=self._await_end, daemon=True).start()
+
+    def poll(self) -> list[dict[str, Any]]:
+        """Events since the last poll; keeps the trial's heartbeat going."""
+        if self._exit_code is None:
+            self._heartbeat.beat()
+        return self._events.new()
+
+    @property
+    def exit_code(self) -> int | None:
+        """None until the container is gone; its exit code, 128 + N where signal N ended it."""
+        return self._exit_code
+
+    def request_stop(self) -> None:
+        """Sends SIGTERM; the container's init passes it on."""
+        self._signal("SIGTERM")
+
+    def stop(self, grace_seconds: float = 30) -> None:
+        """Asks it to stop, waits so long, then kills it. Returns when the container is gone."""
+        stop_or_kill(self, lambda: self._signal("SIGKILL"), grace_seconds)
+
+    def wait(self, timeout_seconds: float | None = None) -> int:
+        """Waits until it ends; its exit code. Raises TimeoutError."""
+        return wait_until_ended(self, self._heartbeat.beat, timeout_seconds)
+
+    def _signal(self, name: str) -> None:
+        from docker.errors import APIError
+
+        # Not found (404) or not running (409): it has ended by itself meanwhile.
+        with suppress(APIError):
+            self.container.kill(signal=name)
+
+    def _await_end(self) -> None:
+        code = _end_of(self.container)
+        self._collector.join(timeout=5)
+        self._heartbeat.end()
+        self._exit_code = code
+
+
+def _find(client: DockerClient, name: str) -> Image:
+    from docker.errors import APIError, ImageNotFound
+
+    try:
+        found = client.images.get(name)
+    except ImageNotFound:
+        raise engine.image_error(name) from None
+    except APIError as error:
+        raise InputError("image", f"'{name}': {error.explanation or error}") from None
+    return Image(name, str(found.id), found.labels.get(SOURCE_LABEL))
+
+
+def _end_of(container: Container) -> int:
+    """Waits until the container is gone; its exit code, LOST if nobody knows it any more."""
+    from docker.errors import APIError
+    from requests.exceptions import RequestException
+
+    lost_at = None
+    while lost_at is None or time.monotonic() - lost_at < ENGINE_RETURNS_SECONDS:
+        try:
+            # Not "next-exit": that one never answers about a container that is gone already.
+            return int(container.wait(condition="removed")["StatusCode"])
+        except APIError:
+            return LOST
+        except RequestException:  # The engine restarts.
+            lost_at = lost_at or time.monotonic()
+            time.sleep(1)
+    return LOST
+
+
+def _collect(said: Iterable[bytes], file: Path) -> None:
+    """Writes what a container says to `file`; reads on when the disk is full, else it would block.
+
+    The connection may break off at the end: with the container, or with the engine.
+    """
+    with file.open("ab", buffering=0) as out, suppress(OSError, ValueError):
+        for part in said:
+            with suppress(OSError):
+                out.write(part)
+
+
+def _told(error: BaseException) -> BaseException:
+    """An error of the engine as an InputError; any other as it is."""
+    from docker.errors import APIError, ImageNotFound
+    from requests.exceptions import RequestException
+
+    if isinstance(error, ImageNotFound):
+        return InputError("image", "it was removed while the study ran", fix="get it again")
+    if isinstance(error, APIError):
+        return engine.start_error(str(error.explanation or error))
+    if isinstance(error, RequestException):
+        return engine.connection_error("", error)
+    return error
+
+
+def _remove(client: DockerClient, container: str) -> bool:
+    """Kills and removes a container by its id; False if it went by itself meanwhile."""
+    from docker.errors import APIError
+
+    try:
+        client.api.remove_container(container, force=True)
+    except APIError:  # 404: gone. 409: the engine is removing it.
+        return False
+    return True

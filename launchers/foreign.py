@@ -1,0 +1,55 @@
+"""Reads `out_test.txt`, all that an image that is not ours tells: a line an evaluated epoch.
+
+1 Loss: 0.6603 Accuracy: 0.711      (the first number is the epoch, the last the accuracy)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+OUT_TEST_FILE = "out_test.txt"
+
+EPOCH = re.compile(r"\d+")
+ACCURACY = re.compile(r"Accuracy:\s*(\S+)")
+
+
+class OutTestReader:
+    """Reads the epochs that were added to a file since the last look.
+
+    A last line without its line break is still being written and waits for the next look.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """`epoch` events {epoch, accuracy} since the last call; none where there is no file yet."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        lines = complete.decode("utf-8", errors="replace").splitlines()
+        return [event for line in lines if (event := epoch_event(line)) is not None]
+
+
+def epoch_event(line: str) -> dict[str, Any] | None:
+    """What one line tells; None for a line that tells no epoch.
+
+    An accuracy that is no finite number is None: that epoch has no accuracy.
+    """
+    epoch, accuracy = EPOCH.search(line), ACCURACY.search(line)
+    if epoch is None or accuracy is None:
+        return None
+    try:
+        number = float(accuracy[1].rstrip(",;"))
+    except ValueError:
+        number = math.nan
+    value = number if math.isfinite(number) else None
+    return {"event": "epoch", "epoch": int(epoch[0]), "accuracy": value}

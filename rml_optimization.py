@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+"""Hyperparameter search for medical image segmentation, one container a trial.
+
+    python rml_optimization.py --num-trials 50
+
+Without a subcommand a study runs. Exit codes: 0 all trials ended, 1 no trial finished, 2 a mistake
+of input, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+NEEDED = ("typer", "optuna", "rich", "tabulate", "pydantic", "numpy", "PIL", "docker")
+
+
+def _check_packages() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if not missing:
+        return
+    python = Path(__file__).resolve().parent / ".venv/bin/python"
+    fix = f"run it with {python}" if python.exists() else "make install, then .venv/bin/python"
+    print(f"{sys.executable} has no {', '.join(missing)}: {fix}", file=sys.stderr)
+    sys.exit(2)
+
+
+_check_packages()
+
+from typing import Annotated, Any  # noqa: E402
+
+import typer  # noqa: E402
+
+from trainer.errors import RmlError  # noqa: E402
+
+app = typer.Typer(
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+IMAGE = "rml-trainer"
+
+
+def _option(*names: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, **more)
+
+
+@app.callback(invoke_without_command=True)
+def study(
+    context: typer.Context,
+    num_trials: Annotated[int, _option("--num-trials", "-nt", help="Trials of the study.")] = 50,
+    num_epochs: Annotated[int, _option("--num-epochs", "-ne", help="Epochs of a trial.")] = 50,
+    data: Annotated[
+        Path, _option("--data", help="Folder of images and masks.")
+    ] = Path("./data"),
+    optimizers: Annotated[
+        str, _option("--optimizers", "-o", help="Comma list: sgd, rmsprop, adagrad, adam, adamw.")
+    ] = "adam,rmsprop,sgd",
+    loss: Annotated[str, _option("--loss", "-l", help="Comma list: bce, dice.")] = "bce,dice",
+    lr_range_min: Annotated[
+        float, _option("--lr-range-min", "-lr-min", help="Lowest learning rate.")
+    ] = 1e-4,
+    lr_range_max: Annotated[
+        float, _option("--lr-range-max", "-lr-max", help="Highest learning rate.")
+    ] = 1e-2,
+    lr_scheduler: Annotated[
+        bool, _option("--lr-scheduler/--no-lr-scheduler", help="Exponential learning rate schedule.")
+    ] = False,
+    lr_scheduler_gamma: Annotated[
+        float,
+        _option("--lr-scheduler-gamma", "-lr-gamma", help="Its factor after each epoch."),
+    ] = 0.95,
+    layers: Annotated[
+        str | None,
+        _option(
+            "--layers",
+            help="Network file; looked up here, then beside the program. "
+            "[default: ./layers/resunet.json with a GPU, else ./layers/unet_small.json]",
+            show_default=False,
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        _option(
+            "--image-size",
+            help="Side of the square images that the network sees, in pixels. "
+            "[default: 256 with a GPU, else 128]",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[int, _option("--batch-size", help="Images in a training batch.")] = 32,
+    augment: Annotated[
+        str, _option("--augment", help="light (flip, rotation, zoom, brightness, contrast) or none.")
+    ] = "light",
+    weights: Annotated[
+        str, _option("--weights", help="Start from: auto, imagenet, none, or a FILE.")
+    ] = "auto",
+    transfer_learning: Annotated[
+        str, _option("--transfer-learning", "-tl", help="Checkpoint file to start from.")
+    ] = "",
+    select_on: Annotated[
+        str, _option("--select-on", help="Choose on: validation, or test (published protocol).")
+    ] = "validation",
+    metric: Annotated[
+        str, _option("--metric", help="Choose by: accuracy, foreground_dice or iou.")
+    ] = "accuracy",
+    split: Annotated[
+        Path | None, _option("--split", help="Split file of an earlier study to use again.")
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        _option("--group-by", help="Regular expression on file names; equal matches stay together."),
+    ] = None,
+    prune: Annotated[
+        bool, _option("--prune/--no-prune", help="Stop trials below the median early.")
+    ] = True,
+    seed: Annotated[int, _option("--seed", help="Of sampler, split, weights and shuffles.")] = 0,
+    timeout: Annotated[
+        str | None, _option("--timeout", help="Time limit of the study, like 90s, 30m, 4h, 2d.")
+    ] = None,
+    keep_checkpoints: Annotated[
+        int, _option("--keep-checkpoints", help="Trials whose weights stay, the best ones.")
+    ] = 3,
+    study_name: Annotated[
+        str | None,
+        _option(
+            "--study-name",
+            help="Name of the study and of its folder in ./runs. [default: study-DATE-TIME]",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        _option("--resume", help="Go on with --study-name (or with the study that ran last)."),
+    ] = False,
+    storage: Annotated[
+        str, _option("--storage", help="Optuna storage URL.")
+    ] = "sqlite:///rml_study.db",
+    launcher: Annotated[
+        str, _option("--launcher", help="auto, docker or process.")
+    ] = "auto",
+    docker_image: Annotated[
+        str, _option("--docker-image", "-docker", help="Image of the trials.")
+    ] = IMAGE,
+    singularity_image: Annotated[
+        str, _option("--singularity-image", "-singularity", help="Not built yet.")
+    ] = "None",
+    gpu: Annotated[
+        bool | None,
+        _option(
+            "--gpu/--no-gpu",
+            help="Use a GPU. [default: where one is found]",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        _option("--threads", help="CPU threads of a trial. [default: all cores]", show_default=False),
+    ] = None,
+    num_procs: Annotated[
+        int, _option("--num_procs", help="Processes a trial; more than 1 is not built yet.")
+    ] = 1,
+) -> None:
+    """Finds the best segmentation network for the images and masks in --data.
+
+    Results: ./best_model (ready to use), ./list_acc.json (every trial), ./runs/STUDY (everything).
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from study.command import Given, run_command
+
+    given = {
+        name.replace("_", "-")
+        for name in context.params
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    }
+    raise typer.Exit(run_command(Given(options=dict(context.params), given=given), Path.cwd()))
+
+
+def main() -> None:
+    """Runs the command line; every known error is one message and its exit code."""
+    try:
+        app()
+    except RmlError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

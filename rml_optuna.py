@@ -1,0 +1,581 @@
+"""The study as it reads: open, reap, ask, start, watch, report, tell, promote.
+
+    run_study(settings, resume=False, here=Path.cwd(), console=Console())  -> exit code
+
+One driver owns a study. Trials are run folders that a launcher runs; they never see the storage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+
+from launchers import Job, Running
+from launchers.choice import Place, choose_launcher
+from study import failures
+from study.dataset import Dataset, read_dataset
+from study.lock import DriverLock
+from study.plan import UNKNOWN_PARAMETERS, check_disk, describe, disk_needed_bytes
+from study.records import (
+    SPLIT_FILE,
+    Records,
+    TrialRecord,
+    checkpoint_of,
+    run_name,
+    write_json,
+)
+from study.report import print_end, print_settings
+from study.settings import Settings, check_network
+from study.slots import Slot, choose_slot
+from study.space import render, render_test, suggest
+from study.split import make_split
+from study.start_weights import StartWeights, find_start_weights
+from study.storage import Storage
+from study.view import StudyView
+from trainer.data.split import Split, read_split
+from trainer.errors import InputError, NoSpace, RmlError
+from trainer.events import RESULT_FILE
+
+POLL_SECONDS = 0.1
+STOP_SECONDS = 30.0
+STARTUP_TRIALS = 5
+FAILURES_AT_START = 3
+RESTARTS = 3
+RECORD_ATTRIBUTE = "record"
+INTERRUPTED = "interrupted"
+
+
+class StudyFailed(RmlError):
+    """The study cannot go on, and no input is to blame."""
+
+    exit_code = 1
+
+
+class Interrupted(Exception):
+    """Ctrl-C, SIGTERM or SIGHUP."""
+
+
+class Interruption:
+    """Remembers that somebody asked the driver to stop; a second Ctrl-C kills the trial."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.running: Running | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            if self.running:
+                self.running.stop(grace_seconds=0)
+            os._exit(130)
+        self.asked = True
+
+
+@dataclass
+class Driver:
+    """What a study works with while it runs."""
+
+    settings: Settings
+    folder: Path
+    place: Place
+    slot: Slot
+    dataset: Dataset
+    split: Split
+    start: StartWeights
+    study: optuna.Study
+    records: Records
+    view: StudyView
+    interruption: Interruption
+    here: Path
+    deadline: float | None
+
+    @property
+    def split_file(self) -> Path | None:
+        """What trials read; a foreign image knows only folders."""
+        return None if self.place.foreign else self.folder / SPLIT_FILE
+
+    # ---- one trial ----
+    def run_trial(self, trial: optuna.Trial) -> TrialRecord:
+        """Runs one trial to its end and tells it; the record of it."""
+        params = suggest(trial, self.settings)
+        self.view.trial_started(trial.number, params)
+        record = TrialRecord(
+            trial=trial.number,
+            state="FAIL",
+            optimizer=params["optimizer"],
+            lr=params["learning_rate"],
+            loss=params["loss"],
+            weights=self.start.label,
+            evaluated_on=self.settings.select_on,
+        )
+        began = time.monotonic()
+        for restart in range(RESTARTS + 1):
+            run_folder = self.new_run_folder(run_name(trial.number))
+            self.write_config(run_folder, params)
+            exit_code = self.watch(self.start_job(run_folder, trial.number), trial, record)
+            cut_off = failures.was_cut_off(exit_code) and not record.cause
+            if not cut_off or self.interruption.asked or restart == RESTARTS:
+                break
+            self.view.say(f"trial {trial.number} was stopped from outside; it begins again")
+        record.seconds = time.monotonic() - began
+        self.tell(trial, record, exit_code, run_folder)
+        return record
+
+    def new_run_folder(self, name: str) -> Path:
+        """An empty run folder; what a cut-off run left there goes."""
+        run_folder = self.folder / name
+        if run_folder.exists():
+            shutil.rmtree(run_folder)
+        run_folder.mkdir(parents=True)
+        return run_folder
+
+    def write_config(self, run_folder: Path, params: dict[str, Any]) -> None:
+        """The trial's configuration and its network file: all that the trial is."""
+        write_json(run_folder / "layers.json", self.start.layers)
+        content = render(
+            params,
+            self.settings,
+            self.dataset.layout,
+            layers="layers.json",
+            split=self.split_file,
+            load=self.start.load,
+            foreign=self.place.foreign,
+        )
+        write_json(run_folder / "config.json", content)
+
+    def start_job(self, run_folder: Path, trial: int) -> Running:
+        """Starts what lies in a run folder."""
+        layout = self.dataset.layout
+        folders = (layout.inputs, layout.targets, layout.test_inputs, layout.test_targets)
+        inputs = [folder.resolve() for folder in folders if folder]
+        inputs += [self.split_file] if self.split_file else []
+        inputs += self.start.files
+        job = Job(
+            run_folder=run_folder,
+            study=self.settings.study_name,
+            trial=trial,
+            device=self.slot.device,
+            threads=self.slot.threads,
+            inputs=tuple(inputs),
+            cores=self.slot.cores,
+        )
+        running = self.place.launcher.launch(job)
+        self.interruption.running = running
+        return running
+
+    def watch(self, running: Running, trial: optuna.Trial, record: TrialRecord) -> int:
+        """Follows a trial epoch by epoch, stops it where it should; its exit code."""
+        known = dict(self.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+        try:
+            while True:
+                exit_code = running.exit_code  # before the poll: nothing comes after it
+                for event in running.poll():
+                    if event.get("event") == "epoch" and not record.cause:
+                        self.report(event, trial, record, known)
+                if exit_code is not None:
+                    return exit_code
+                if record.cause == "" and self.interruption.asked:
+                    record.cause = INTERRUPTED
+                if record.cause == "" and self.deadline and time.monotonic() > self.deadline:
+                    record.cause = "time limit"
+                if record.cause:
+                    running.stop(STOP_SECONDS)
+                    continue
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            running.stop(grace_seconds=0)
+            raise
+        finally:
+            self.interruption.running = None
+
+    def report(
+        self,
+        event: dict[str, Any],
+        trial: optuna.Trial,
+        record: TrialRecord,
+        known: dict[int, float],
+    ) -> None:
+        """An epoch: keeps the best, reports to the study, prunes where it is hopeless."""
+        epoch, value = int(event["epoch"]), event.get(self.settings.metric)
+        record.epochs = max(record.epochs, epoch)
+        if value is not None and (record.value is None or value > record.value):
+            record.value, record.epoch_max_acc = value, epoch
+            record.max_acc = event.get("accuracy") or 0.0
+            record.foreground_dice, record.iou = event.get("foreground_dice"), event.get("iou")
+        self.view.epoch(trial.number, event)
+        if value is None:
+            return
+        if epoch not in known:
+            trial.report(value, epoch)
+            known[epoch] = value
+        if epoch < self.settings.num_epochs and self.settings.prune and trial.should_prune():
+            record.cause = f"pruned at epoch {epoch}: below the median of the trials before"
+
+    def tell(
+        self, trial: optuna.Trial, record: TrialRecord, exit_code: int, run_folder: Path
+    ) -> None:
+        """Classifies how the trial ended and tells it to the study, with its cause."""
+        reason = failures.reason_of(run_folder, exit_code)
+        state = TrialState.FAIL
+        if record.cause.startswith("pruned"):
+            state = TrialState.PRUNED
+        elif record.cause == "time limit" and record.value is not None:
+            state, record.cause = TrialState.COMPLETE, f"time limit after epoch {record.epochs}"
+        elif record.cause:
+            pass
+        elif exit_code != 0:
+            record.cause = failures.cause_of(exit_code, reason)
+        elif record.value is None:
+            record.cause = f"ended without a single {self.settings.metric}"
+        else:
+            state = TrialState.COMPLETE
+        record.state = state.name
+        if state == TrialState.FAIL:
+            record.value, record.max_acc, record.epoch_max_acc = None, 0.0, 0
+            record.foreground_dice = record.iou = None
+        trial.set_user_attr(RECORD_ATTRIBUTE, record.__dict__)
+        trial.set_user_attr("cause", record.cause)
+        self.study.tell(
+            trial, record.value if state == TrialState.COMPLETE else None, state=state
+        )
+        self.view.trial_ended(record)
+        if failures.is_users_mistake(exit_code):
+            raise InputError("", f"trial {trial.number} ended with a mistake of input\n{reason}")
+
+    # ---- many trials ----
+    def ended(self) -> list[TrialRecord]:
+        """Records of all trials that were told, in trial order."""
+        told = self.study.get_trials(deepcopy=False, states=_TOLD)
+        return [TrialRecord(**t.user_attrs[RECORD_ATTRIBUTE]) for t in told if _has_record(t)]
+
+    def ask(self) -> optuna.Trial:
+        """The next trial, from a sampler that study seed and place in the study alone decide.
+
+        The place counts the trials that ended by themselves, so that a study that was interrupted
+        asks what it would have asked without.
+        """
+        place = len([r for r in self.ended() if r.cause != INTERRUPTED])
+        seed = (self.settings.seed * 1_000_003 + place) % 2**32
+        self.study.sampler = optuna.samplers.TPESampler(seed=seed)
+        return self.study.ask()
+
+    def adopt(self) -> list[optuna.Trial]:
+        """Trials that a killed driver left running keep their numbers and begin again; those that
+        were interrupted come again under a new number, with the same parameters."""
+        left = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        repeated = {t.user_attrs.get("repeats") for t in self.study.get_trials(deepcopy=False)}
+        for record in self.ended():
+            if record.cause == INTERRUPTED and record.trial not in repeated:
+                params = self.study.trials[record.trial].params
+                self.study.enqueue_trial(params, user_attrs={"repeats": record.trial})
+        return [optuna.trial.Trial(self.study, t._trial_id) for t in left]
+
+    def run(self) -> None:
+        """Trials until there are enough of them; raises Interrupted, InputError, StudyFailed."""
+        waiting = self.adopt()
+        at_start = 0
+        while True:
+            records = self.ended()
+            self.records.keep_checkpoints(records, self.settings.keep_checkpoints)
+            done = [r for r in records if r.cause != INTERRUPTED]
+            if self.interruption.asked:
+                raise Interrupted
+            if not waiting and len(done) >= self.settings.num_trials:
+                return
+            if self.deadline and time.monotonic() > self.deadline:
+                self.view.say("the time limit is reached")
+                return
+            trial = waiting.pop(0) if waiting else self.ask()
+            record = self.run_trial(trial)
+            if record.cause != INTERRUPTED:
+                at_start = at_start + 1 if record.state == "FAIL" else 0
+            records = self.ended()
+            self.records.write_list(records)
+            self.promote(records)
+            if at_start >= FAILURES_AT_START and all(r.state == "FAIL" for r in records):
+                log = failures.last_lines(self.folder / run_name(trial.number))
+                raise StudyFailed(
+                    f"the first {at_start} trials failed; the end of the last one's log:\n{log}"
+                )
+
+    # ---- the best model ----
+    def best(self, records: list[TrialRecord]) -> TrialRecord | None:
+        """The trial with the highest value, the first of them."""
+        done = [r for r in records if r.state == "COMPLETE" and r.value is not None]
+        return max(done, key=lambda r: (r.value or 0.0, -r.trial), default=None)
+
+    def promote(self, records: list[TrialRecord], scores: dict[str, Any] | None = None) -> None:
+        """Makes the best trial's checkpoint the study's model; `scores` are those on test."""
+        best = self.best(records)
+        if best is None or (scores is None and best.trial != records_last(records)):
+            return
+        checkpoint = checkpoint_of(self.folder / run_name(best.trial), best.epoch_max_acc)
+        if checkpoint is None:
+            return
+        layout = self.dataset.layout
+        origin = {
+            **best.as_dict(self.settings.study_name),
+            "value": best.value,
+            "metric": self.settings.metric,
+            "image_size": self.settings.image_size,
+            "network": self.start.layers,
+            "data": str(self.settings.data),
+            "seed": self.settings.seed,
+            "test": scores,
+        }
+        inputs, targets = layout.test_inputs or layout.inputs, layout.test_targets or layout.targets
+        folders = (near(inputs, self.here), near(targets, self.here))
+        split = None if self.place.foreign else self.folder / SPLIT_FILE
+
+        def config_for(model: str) -> dict[str, Any]:
+            return render_test(
+                self.settings,
+                layout,
+                best.loss,
+                load=f"{model}/best_model_file.pt",
+                split=f"{model}/{SPLIT_FILE}" if split else None,
+                output="./predictions/",
+                folders=folders,
+                layers=f"{model}/layers.json" if self.place.foreign else None,
+            )
+
+        layers = self.folder / run_name(best.trial) / "layers.json" if self.place.foreign else None
+        self.records.promote(checkpoint, origin, config_for, split, layers)
+
+    def test(self, best: TrialRecord) -> dict[str, Any] | None:
+        """Scores of the best checkpoint on the test images, read once for it; None where a foreign
+        image tells none."""
+        if self.place.foreign:
+            return None
+        run_folder = self.folder / f"test-{best.trial:04d}"
+        if not (run_folder / RESULT_FILE).exists():
+            self.new_run_folder(run_folder.name)
+            checkpoint = checkpoint_of(self.folder / run_name(best.trial), best.epoch_max_acc)
+            if checkpoint is None:
+                raise StudyFailed(f"the checkpoint of trial {best.trial} is gone")
+            shutil.copyfile(checkpoint, run_folder / "best.pt")
+            content = render_test(
+                self.settings,
+                self.dataset.layout,
+                best.loss,
+                load="best.pt",
+                split=str(self.split_file),
+                output=None,
+            )
+            write_json(run_folder / "config.json", content)
+            running = self.start_job(run_folder, best.trial)
+            while (exit_code := running.exit_code) is None:
+                running.poll()
+                if self.interruption.asked:
+                    running.stop(STOP_SECONDS)
+                    shutil.rmtree(run_folder)
+                    raise Interrupted
+                time.sleep(POLL_SECONDS)
+            (run_folder / "best.pt").unlink()
+            if exit_code != 0:
+                reason = failures.reason_of(run_folder, exit_code)
+                (run_folder / RESULT_FILE).unlink(missing_ok=True)
+                raise StudyFailed(f"the test images could not be evaluated: {reason}")
+        result: dict[str, Any] = json.loads((run_folder / RESULT_FILE).read_text(encoding="utf-8"))
+        scores: dict[str, Any] = result["evaluation"]
+        return scores
+
+
+_TOLD = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+def _has_record(trial: FrozenTrial) -> bool:
+    return RECORD_ATTRIBUTE in trial.user_attrs
+
+
+def records_last(records: list[TrialRecord]) -> int:
+    """The number of the trial that was told last."""
+    return records[-1].trial if records else -1
+
+
+def near(path: Path, here: Path) -> str:
+    """A folder as config_test.json names it: relative where it lies below `here`."""
+    absolute = Path(os.path.abspath(path))
+    if absolute.is_relative_to(here):
+        return f"./{absolute.relative_to(here)}/"
+    return f"{absolute}/"
+
+
+def run_study(settings: Settings, *, resume: bool, here: Path, console: Console) -> int:
+    """Runs a study to its end; the exit code. Raises InputError for a mistake of input."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    folder = here / "runs" / settings.study_name
+    storage = Storage(settings.storage)
+    try:
+        storage.check_name(settings.study_name, resume, folder)
+        check_network(settings.layers, settings.image_size)
+        place = choose_launcher(
+            settings.launcher, settings.docker_image, settings.docker_image_given, settings.gpu
+        )
+        existed = folder.exists()
+        with DriverLock(folder):
+            try:
+                return _run_locked(settings, resume, here, folder, console, storage, place)
+            finally:
+                if not existed and not (folder / SPLIT_FILE).exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        storage.close()
+
+
+def _run_locked(
+    settings: Settings,
+    resume: bool,
+    here: Path,
+    folder: Path,
+    console: Console,
+    storage: Storage,
+    place: Place,
+) -> int:
+    with console.status("reading the data …") as status:
+        dataset = read_dataset(
+            settings.data, lambda done, total: status.update(f"reading the data: {done}/{total}")
+        )
+    foreign_rules(settings, place, dataset)
+    size = describe(settings.layers)
+    parameters = size["parameters"] if size else UNKNOWN_PARAMETERS
+    needed = disk_needed_bytes(parameters, settings)
+    free = check_disk(here, needed)
+    slot = choose_slot(settings.gpu, settings.threads)
+    start = find_start_weights(settings, folder)
+    split = (
+        read_split(folder / SPLIT_FILE)
+        if resume and (folder / SPLIT_FILE).exists()
+        else make_split(
+            dataset,
+            seed=settings.seed,
+            select_on=settings.select_on,
+            metric=settings.metric,
+            group_by=settings.group_by,
+            given=str(settings.split) if settings.split else None,
+        )
+    )
+    recorded = {**settings.recorded(), "network": start.fingerprint}
+    if resume:
+        study = storage.resume(settings.study_name, recorded, dataset.fingerprint)
+    print_settings(
+        settings, place, slot, dataset, split, start, parameters if size else None, needed, free,
+        console,
+    )
+    if not resume:
+        study = storage.create(
+            settings.study_name, recorded, dataset.fingerprint, settings.metric
+        )
+    write_json(folder / SPLIT_FILE, split.model_dump())
+    start.put_in_place()
+    warmup = max(1, settings.num_epochs // 5)
+    study.pruner = optuna.pruners.MedianPruner(
+        n_startup_trials=STARTUP_TRIALS, n_warmup_steps=warmup
+    )
+    place.launcher.reap(folder)
+    view = StudyView(console, settings.num_trials, settings.num_epochs, settings.metric)
+    timeout = settings.timeout_seconds
+    with Interruption() as interruption:
+        driver = Driver(
+            settings, folder, place, slot, dataset, split, start, study,
+            Records(folder, here, view.say), view, interruption, here,
+            time.monotonic() + timeout if timeout else None,
+        )
+        try:
+            with view:
+                view.earlier(driver.ended())
+                driver.run()
+            return finish(driver, console)
+        except InputError:
+            if not [r for r in driver.ended() if r.cause and not _is_mistake(r)] and all(
+                r.state == "FAIL" for r in driver.ended()
+            ):
+                storage.delete(settings.study_name)
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        except Interrupted:
+            console.print(
+                f"interrupted; go on with: {resume_command(settings)}", markup=False, soft_wrap=True
+            )
+            return 130
+        except OSError as error:
+            with suppress(OSError):
+                driver.records.write_list(driver.ended())
+            raise NoSpace(
+                f"{error}\nnothing written before is lost; go on with: {resume_command(settings)}"
+            ) from None
+
+
+def _is_mistake(record: TrialRecord) -> bool:
+    return record.cause.startswith("mistake of input")
+
+
+def resume_command(settings: Settings) -> str:
+    """What to type to go on."""
+    storage = "" if settings.storage.endswith("///rml_study.db") else f" --storage '{settings.storage}'"
+    return (
+        f"python rml_optimization.py --study-name '{settings.study_name}' --resume{storage}"
+    )
+
+
+def foreign_rules(settings: Settings, place: Place, dataset: Dataset) -> None:
+    """What a foreign image cannot do: choose on a part of a folder, read other masks than 0/255."""
+    if not place.foreign:
+        return
+    if settings.select_on != "test" or dataset.test is None:
+        raise InputError(
+            f"--docker-image {settings.docker_image}",
+            "is a foreign image: it knows only folders, and no part of one",
+            "--select-on test, with test/inputs and test/targets in the data",
+        )
+    if settings.metric != "accuracy":
+        raise InputError("--metric", "a foreign image tells accuracy only", "--metric accuracy")
+    if set(dataset.masks.values) != {0, 255}:
+        values = ", ".join(map(str, sorted(dataset.masks.values)))
+        raise InputError(
+            f"--docker-image {settings.docker_image}",
+            f"is a foreign image: it divides masks by 255, and they hold {values}",
+            "masks of 0 and 255",
+        )
+
+
+def finish(driver: Driver, console: Console) -> int:
+    """Test numbers of the best model, and the end's summary; the exit code."""
+    records = driver.ended()
+    best = driver.best(records)
+    if best is None:
+        causes = "; ".join(sorted({r.cause for r in records if r.cause})) or "no trial ended"
+        raise StudyFailed(f"no trial finished: {causes}")
+    scores = driver.test(best)
+    driver.promote(records, scores or {"accuracy": best.max_acc, "evaluated_on": "test"})
+    validation = json.loads(
+        (driver.folder / run_name(best.trial) / RESULT_FILE).read_text(encoding="utf-8")
+    ) if (driver.folder / run_name(best.trial) / RESULT_FILE).exists() else {}
+    print_end(
+        driver.settings, driver.split, best, records, validation.get("evaluation"), scores,
+        driver.place.launcher.name, console,
+    )
+    return 0

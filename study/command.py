@@ -1,0 +1,179 @@
+"""From the options of the command line to the settings of a study."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from study import settings as check
+from study.settings import Settings
+from trainer.errors import InputError
+
+NOT_GIVEN = ("", "none")
+RECORDED_OPTIONS = {
+    "num-epochs": "num_epochs",
+    "optimizers": "optimizers",
+    "loss": "loss",
+    "lr-range-min": "lr_range_min",
+    "lr-range-max": "lr_range_max",
+    "lr-scheduler": "lr_scheduler",
+    "lr-scheduler-gamma": "lr_scheduler_gamma",
+    "layers": "layers",
+    "image-size": "image_size",
+    "batch-size": "batch_size",
+    "seed": "seed",
+    "select-on": "select_on",
+    "metric": "metric",
+    "prune": "prune",
+    "augment": "augment",
+    "weights": "weights",
+    "group-by": "group_by",
+    "split": "split",
+    "data": "data",
+}
+"""Options that a study remembers, by the names they are recorded under."""
+
+
+@dataclass
+class Given:
+    """The options' values by parameter name, and the names of those that were typed."""
+
+    options: dict[str, Any]
+    given: set[str]
+
+
+def last_study(here: Path) -> str:
+    """The name of the study that ran last here."""
+    try:
+        content = json.loads((here / "list_acc.json").read_text(encoding="utf-8"))
+        return str(content[-1]["study"])
+    except (OSError, ValueError, LookupError, TypeError):
+        folders = [p for p in (here / "runs").glob("*") if (p / "split.json").exists()]
+        if not folders:
+            found = "no study was run in this folder"
+            raise InputError("--resume", found, "--study-name of a study") from None
+        return max(folders, key=lambda p: (p / "split.json").stat().st_mtime).name
+
+
+def fill_from_record(options: Given, recorded: dict[str, Any]) -> None:
+    """On resume, an option that was not typed has the value that the study was made with."""
+    for name, parameter in RECORDED_OPTIONS.items():
+        if name in recorded and name not in options.given:
+            options.options[parameter] = recorded[name]
+
+
+def settings_from(options: Given, here: Path) -> Settings:
+    """Checked settings with every default decided; raises InputError."""
+    o = options.options
+    check.not_built(
+        [
+            (
+                "--singularity-image",
+                str(o["singularity_image"]).lower() not in NOT_GIVEN,
+                "--docker-image, or --launcher process",
+            ),
+            ("--num_procs above 1", o["num_procs"] > 1, "--num_procs 1"),
+        ]
+    )
+    for option, parameter in (
+        ("num-trials", "num_trials"),
+        ("num-epochs", "num_epochs"),
+        ("num_procs", "num_procs"),
+        ("batch-size", "batch_size"),
+    ):
+        check.check_positive(option, o[parameter])
+    for option in ("threads", "image_size"):
+        if o[option] is not None:
+            check.check_positive(option.replace("_", "-"), o[option])
+    check.check_positive("seed", o["seed"], least=0)
+    check.check_positive("keep-checkpoints", o["keep_checkpoints"])
+    check.check_rates(o["lr_range_min"], o["lr_range_max"])
+    if not 0 < o["lr_scheduler_gamma"] <= 1:
+        found = f"{o['lr_scheduler_gamma']:g} is not a factor"
+        raise InputError("--lr-scheduler-gamma", found, "above 0, at most 1")
+    name = check.check_name(o["study_name"]) if o["study_name"] else check.new_name()
+    optimizers = check.check_names("optimizers", "optimizer", o["optimizers"])
+    losses = check.check_names("loss", "loss", o["loss"])
+    chosen = {
+        key: check.check_choice(option, o[key])
+        for key, option in (
+            ("launcher", "launcher"),
+            ("select_on", "select-on"),
+            ("metric", "metric"),
+            ("augment", "augment"),
+        )
+    }
+    gpu = _gpu(o["gpu"])
+    layers = check.find_layers(
+        o["layers"] or ("./layers/resunet.json" if gpu else "./layers/unet_small.json")
+    )
+    split = Path(o["split"]).absolute() if o["split"] else None
+    return Settings(
+        study_name=name,
+        data=(here / o["data"]),
+        layers=layers,
+        image_size=o["image_size"] or (256 if gpu else 128),
+        num_trials=o["num_trials"],
+        num_epochs=o["num_epochs"],
+        batch_size=o["batch_size"],
+        optimizers=optimizers,
+        losses=losses,
+        lr_min=o["lr_range_min"],
+        lr_max=o["lr_range_max"],
+        lr_scheduler=o["lr_scheduler"],
+        lr_scheduler_gamma=o["lr_scheduler_gamma"],
+        seed=o["seed"],
+        select_on=chosen["select_on"],
+        metric=chosen["metric"],
+        prune=o["prune"],
+        augment=chosen["augment"],
+        weights=check.check_weights(str(o["weights"]), o["transfer_learning"]),
+        group_by=o["group_by"],
+        split=split,
+        launcher=chosen["launcher"],
+        docker_image=o["docker_image"],
+        docker_image_given="docker-image" in options.given,
+        gpu=gpu,
+        threads=o["threads"],
+        timeout_seconds=check.seconds("timeout", o["timeout"]) if o["timeout"] else None,
+        keep_checkpoints=o["keep_checkpoints"],
+        storage=o["storage"],
+    )
+
+
+def _gpu(asked: bool | None) -> bool:
+    if asked is False:
+        return False
+    from study.slots import gpus
+
+    found = gpus()
+    if asked and not found:
+        raise InputError(
+            "--gpu",
+            "no GPU was found (nvidia-smi lists none)",
+            "a machine with an NVIDIA GPU and its driver",
+            "leave --gpu out, or give --no-gpu to train on the CPU",
+        )
+    return bool(found)
+
+
+def run_command(options: Given, here: Path) -> int:
+    """Runs the study that the options describe; the exit code."""
+    from rich.console import Console
+
+    from rml_optuna import run_study
+    from study.storage import Storage
+
+    resume = bool(options.options["resume"])
+    if resume:
+        name = options.options["study_name"] or last_study(here)
+        options.options["study_name"] = check.check_name(name)
+        storage = Storage(options.options["storage"])
+        try:
+            storage.check_name(name, True, here / "runs" / name)
+            fill_from_record(options, storage.recorded(name))
+        finally:
+            storage.close()
+    return run_study(settings_from(options, here), resume=resume, here=here, console=Console())

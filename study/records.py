@@ -1,0 +1,180 @@
+"""What a study leaves on the disk: list_acc.json, best_model/, and the checkpoints that stay.
+
+Everything lives in `runs/<study>/`; `./list_acc.json` and `./best_model/` are copies of the study
+that ran last. A file or folder at those places that is not such a copy is moved aside first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from trainer.networks.weights import sha256
+
+LIST_FILE = "list_acc.json"
+BEST_FOLDER = "best_model"
+MODEL_FILE = "best_model_file.pt"
+ORIGIN_FILE = "best_model.json"
+CONFIG_FILE = "config_test.json"
+SPLIT_FILE = "split.json"
+
+
+@dataclass
+class TrialRecord:
+    """One line of list_acc.json: the published five fields, and ours beside them."""
+
+    trial: int
+    state: str
+    optimizer: str = ""
+    lr: float = 0.0
+    loss: str = ""
+    max_acc: float = 0.0
+    epoch_max_acc: int = 0
+    foreground_dice: float | None = None
+    iou: float | None = None
+    value: float | None = None
+    epochs: int = 0
+    seconds: float = 0.0
+    cause: str = ""
+    weights: str = ""
+    evaluated_on: str = ""
+
+    def as_dict(self, study: str) -> dict[str, Any]:
+        """In the published order, ours behind."""
+        published = ("max_acc", "optimizer", "lr", "loss", "epoch_max_acc")
+        ours = (
+            "trial",
+            "state",
+            "foreground_dice",
+            "iou",
+            "epochs",
+            "seconds",
+            "cause",
+            "weights",
+            "evaluated_on",
+        )
+        return {key: getattr(self, key) for key in (*published, *ours)} | {"study": study}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON, written beside and renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _move_aside(path: Path) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    aside = path.with_name(f"{path.stem}.before-{stamp}{path.suffix}")
+    path.rename(aside)
+    return aside
+
+
+class Records:
+    """Keeps the records of one study. `say` is told when something of the user is moved aside."""
+
+    def __init__(self, study_folder: Path, here: Path, say: Callable[[str], None]) -> None:
+        self.folder, self._here, self._say = study_folder, here, say
+        self.study = study_folder.name
+
+    # ---- list_acc.json ----
+    def write_list(self, records: list[TrialRecord]) -> None:
+        """Every trial that ended, in trial order."""
+        content = [r.as_dict(self.study) for r in sorted(records, key=lambda r: r.trial)]
+        copy = self._here / LIST_FILE
+        if copy.exists() and not self._is_list_of_a_study(copy):
+            self._say(f"{copy.name} was not made here; it is now {_move_aside(copy).name}")
+        write_json(self.folder / LIST_FILE, content)
+        write_json(copy, content)
+
+    def _is_list_of_a_study(self, path: Path) -> bool:
+        try:
+            study = json.loads(path.read_text(encoding="utf-8"))[0]["study"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+        return study == self.study or (self.folder.parent / str(study) / LIST_FILE).exists()
+
+    # ---- best_model/ ----
+    def promote(
+        self,
+        checkpoint: Path,
+        origin: dict[str, Any],
+        config_for: Callable[[str], dict[str, Any]],
+        split: Path | None,
+        layers: Path | None,
+    ) -> None:
+        """Makes `checkpoint` the study's best model, here and in ./best_model.
+
+        `config_for(folder)` renders config_test.json with the model in `folder`, a path relative to
+        where the program was started. `layers` is kept beside a checkpoint that does not describe
+        its network (of a foreign image).
+        """
+        kept = self.folder / BEST_FOLDER
+        content = {**origin, "sha256": sha256(checkpoint)}
+        self._fill(kept, checkpoint, content, config_for, split, layers)
+        here = self._here / BEST_FOLDER
+        if not self._is_model_of_a_study(here):
+            self._say(f"{here.name}/ was not made here; it is now {_move_aside(here).name}/")
+        self._fill(here, checkpoint, content, config_for, split, layers)
+
+    def _fill(
+        self,
+        folder: Path,
+        checkpoint: Path,
+        origin: dict[str, Any],
+        config_for: Callable[[str], dict[str, Any]],
+        split: Path | None,
+        layers: Path | None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for source, name in ((checkpoint, MODEL_FILE), (split, SPLIT_FILE), (layers, "layers.json")):
+            if source is not None:
+                beside = folder / f".{name}.{os.getpid()}"
+                shutil.copyfile(source, beside)
+                os.replace(beside, folder / name)
+        write_json(folder / ORIGIN_FILE, origin)
+        write_json(folder / CONFIG_FILE, config_for(os.path.relpath(folder, self._here)))
+
+    def _is_model_of_a_study(self, folder: Path) -> bool:
+        """Whether replacing the folder loses nothing: it is absent, empty, or a study's copy."""
+        files = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        if not [name for name in files if name not in ("README.md", ".gitkeep")]:
+            return True
+        try:
+            study = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))["study"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+        return study == self.study or (self.folder.parent / str(study) / BEST_FOLDER).is_dir()
+
+    # ---- checkpoints ----
+    def keep_checkpoints(self, records: list[TrialRecord], keep: int) -> None:
+        """Weights stay for the best `keep` trials; what only a running trial needs goes."""
+        ended = [record for record in records if record.value is not None]
+        best = sorted(ended, key=lambda r: (-(r.value or 0.0), r.trial))[:keep]
+        kept = {record.trial for record in best}
+        for record in records:
+            folder = self.folder / run_name(record.trial) / "checkpoints"
+            (folder / "last.pt").unlink(missing_ok=True)
+            best_epoch = f"model_checkpoint_{record.epoch_max_acc}.pt"
+            for file in folder.glob("*.pt"):
+                if record.trial not in kept or file.name not in ("best.pt", best_epoch):
+                    file.unlink(missing_ok=True)
+
+
+def run_name(trial: int) -> str:
+    """The name of a trial's run folder."""
+    return f"trial-{trial:04d}"
+
+
+def checkpoint_of(run_folder: Path, epoch: int) -> Path | None:
+    """The best checkpoint that a trial left: ours, or a foreign image's of its best epoch."""
+    for name in ("best.pt", f"model_checkpoint_{epoch}.pt"):
+        if (path := run_folder / "checkpoints" / name).is_file():
+            return path
+    return None

@@ -1,0 +1,217 @@
+"""What a study prints before it starts and when it has ended."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from rich.console import Console
+from tabulate import tabulate
+
+from launchers.choice import Place
+from study import statistics
+from study.dataset import Dataset, score_of_nothing
+from study.plan import megabytes
+from study.records import TrialRecord
+from study.settings import Settings
+from study.slots import Slot
+from study.start_weights import StartWeights
+from study.statistics import told
+from study.view import duration
+from trainer.data.split import Split
+from trainer.metrics import ImageScore
+
+EDGE = 0.05
+"""A best rate within this share of its range (on the logarithm) lies at an edge."""
+
+
+def _grid(rows: list[tuple[str, str]], console: Console) -> None:
+    width = min(100, max(40, shutil.get_terminal_size((120, 24)).columns - 36))
+    console.print(
+        tabulate(rows, tablefmt="grid", maxcolwidths=[None, width], disable_numparse=True),
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _parts(dataset: Dataset, split: Split) -> str:
+    where = "the part test of the same folder" if dataset.test is None else "its own folder"
+    parts = f"{len(split.parts.training)} training, "
+    if split.select_on == "validation":
+        parts += f"{len(split.parts.validation)} validation (chosen on), "
+    return parts + f"{len(split.parts.test)} test ({where})"
+
+
+def _data_rows(dataset: Dataset, split: Split) -> list[tuple[str, str]]:
+    sizes = [size for images in dataset.all_images for size in images.sizes]
+    widths, heights = [s[0] for s in sizes], [s[1] for s in sizes]
+    empty = sum(int(images.empty.sum()) for images in dataset.all_images)
+    shares = [float(s) for images in dataset.all_images for s in images.foreground]
+    values = ", ".join(f"{v} ({s:.1%})" for v, s in dataset.mask_shares[:6])
+    more = f" and {len(dataset.mask_shares) - 6} more" if len(dataset.mask_shares) > 6 else ""
+    evaluated = dataset.test if split.select_on == "test" and dataset.test else dataset.train
+    chosen = split.parts.validation if split.select_on == "validation" else split.parts.test
+    nothing = score_of_nothing(evaluated, chosen)
+    return [
+        ("Images", f"{len(sizes)}: {_parts(dataset, split)}"),
+        (
+            "Sizes",
+            f"{min(widths)}x{min(heights)} to {max(widths)}x{max(heights)} pixels",
+        ),
+        ("Mask values", f"{values}{more}; above {dataset.masks.threshold:g} is foreground"),
+        ("Masks without foreground", f"{empty} of {len(sizes)}"),
+        ("Foreground", f"{sum(shares) / len(shares):.1%} of the pixels"),
+        ("Predicting nothing scores", f"accuracy {nothing:.3f}, foreground Dice 0"),
+    ]
+
+
+def print_settings(
+    settings: Settings,
+    place: Place,
+    slot: Slot,
+    dataset: Dataset,
+    split: Split,
+    start: StartWeights,
+    parameters: int | None,
+    disk_needed: int,
+    disk_free: int,
+    console: Console,
+) -> None:
+    """The settings of a study, what was found in its data, and where it will run."""
+    s = settings
+    schedule = f"exponential, gamma {s.lr_scheduler_gamma:g}" if s.lr_scheduler else "none"
+    on = "the validation images" if s.select_on == "validation" else (
+        "THE TEST IMAGES (--select-on test, the published protocol): the score is optimistic"
+    )
+    size = f", {parameters / 1e6:.1f} M parameters" if parameters else ""
+    big = ""
+    if not s.gpu and s.layers.name == "unet_small.json":
+        big = "; the big one: --layers ./layers/resunet.json --image-size 256"
+    rows = [
+        ("Study", s.study_name),
+        ("Trials", f"{s.num_trials} of {s.num_epochs} epochs"),
+        ("Optimizers", ", ".join(s.optimizers)),
+        ("Losses", ", ".join(s.losses)),
+        ("Learning rate", f"{s.lr_min:g} to {s.lr_max:g}, log-uniform"),
+        ("Learning rate schedule", schedule),
+        ("Network", f"{s.layers}{size}{big}"),
+        ("Weights", start.label),
+        ("Image size, batch size", f"{s.image_size}x{s.image_size} pixels, {s.batch_size} images"),
+        ("Augmentation", "none (foreign image)" if place.foreign else s.augment),
+        ("Chosen on", f"{on}, by {s.metric}"),
+        ("Pruning", "median, after 5 complete trials" if s.prune else "off"),
+        ("Seed", str(s.seed)),
+        ("Time limit", duration(s.timeout_seconds) if s.timeout_seconds else "none"),
+        ("Data", str(s.data)),
+        *_data_rows(dataset, split),
+        ("Launcher", f"{place.launcher.name}: {place.why}"),
+        ("Device, threads", f"{_device(settings, slot)}, {slot.threads} CPU threads a trial"),
+        ("Disk", f"about {megabytes(disk_needed)} needed, {megabytes(disk_free)} free"),
+        ("Storage", _storage(s.storage)),
+    ]
+    _grid(rows, console)
+
+
+def _device(settings: Settings, slot: Slot) -> str:
+    if slot.device != "cpu":
+        return f"GPU {slot.device.partition(':')[2]}"
+    return "CPU (no GPU was found)" if not settings.gpu else "CPU"
+
+
+def _storage(url: str) -> str:
+    from study.storage import masked
+
+    return f"{masked(url)} (watch it: optuna-dashboard {masked(url)})"
+
+
+def _scores(result: dict[str, Any] | None) -> list[ImageScore]:
+    return [ImageScore.from_dict(image) for image in (result or {}).get("images", [])]
+
+
+def _score_rows(name: str, scores: list[ImageScore]) -> list[tuple[str, str]]:
+    lesions = [score for score in scores if not score.empty]
+    empty = [score for score in scores if score.empty]
+    every = statistics.bootstrap_interval(scores, statistics.accuracy)
+    dice = statistics.bootstrap_interval(lesions, statistics.lesion_dice)
+    correct = statistics.bootstrap_interval(empty, statistics.empty_correct)
+    return [
+        (f"{name} accuracy", f"{told(statistics.accuracy(scores), every)} on {len(scores)} images"),
+        (
+            f"{name} foreground Dice",
+            f"{told(statistics.lesion_dice(scores), dice)} on {len(lesions)} lesion images",
+        ),
+        (
+            f"{name} without lesion",
+            f"{told(statistics.empty_correct(scores), correct)} of {len(empty)} images left empty",
+        ),
+    ]
+
+
+def _warnings(settings: Settings, split: Split, best: TrialRecord, scores: list[ImageScore]) -> list[tuple[str, str]]:
+    from math import log
+
+    span = log(settings.lr_max) - log(settings.lr_min)
+    place = (log(best.lr) - log(settings.lr_min)) / span
+    edge = "no"
+    if place < EDGE:
+        edge = f"yes, the lower: try --lr-range-min {settings.lr_min / 10:g}"
+    elif place > 1 - EDGE:
+        edge = f"yes, the upper: try --lr-range-max {settings.lr_max * 10:g}"
+    last = "no"
+    if best.epoch_max_acc == settings.num_epochs:
+        last = f"yes: more epochs may help, like --num-epochs {2 * settings.num_epochs}"
+    twins = set(split.near_twins)
+    apart = [score for score in scores if score.name not in twins]
+    rows = [("Best rate at an edge of its range", edge), ("Best epoch is the last", last)]
+    if scores:
+        without = f"; without them accuracy {told(statistics.accuracy(apart))}, foreground Dice "
+        without += told(statistics.lesion_dice(apart))
+        count = f"{len(scores) - len(apart)} of {len(scores)} test images"
+        rows.append(("Near-twin in training", count + (without if len(apart) < len(scores) else "")))
+    return rows
+
+
+def print_end(
+    settings: Settings,
+    split: Split,
+    best: TrialRecord,
+    records: list[TrialRecord],
+    validation: dict[str, Any] | None,
+    test: dict[str, Any] | None,
+    launcher: str,
+    console: Console,
+) -> None:
+    """The best trial, its scores, what to doubt about them, and the command to use the model."""
+    counts = {state: sum(r.state == state for r in records) for state in ("COMPLETE", "PRUNED", "FAIL")}
+    rows = [
+        ("Trials", ", ".join(f"{n} {state.lower()}" for state, n in counts.items())),
+        (
+            "Best trial",
+            f"{best.trial}: {best.optimizer}, {best.loss}, rate {best.lr:.3e}, "
+            f"epoch {best.epoch_max_acc} of {settings.num_epochs}",
+        ),
+        ("Weights", best.weights),
+    ]
+    on_validation, on_test = _scores(validation), _scores(test)
+    if settings.select_on == "validation" and on_validation:
+        rows += _score_rows("Validation", on_validation)
+    elif settings.select_on == "test" and not on_test:
+        rows.append(("Test accuracy", f"{best.max_acc:.3f}"))
+    if on_test:
+        rows += _score_rows("Test", on_test)
+    if settings.select_on == "test":
+        rows.append(("Chosen on", "THE TEST IMAGES (published protocol): optimistic"))
+    rows += _warnings(settings, split, best, on_test)
+    _grid([(name, value) for name, value in rows], console)
+    console.print("Numbers in brackets are 95 % bootstrap intervals over images.")
+    console.print("Trials: list_acc.json. Best model: best_model/. Predict the test images and look:")
+    if launcher == "docker":
+        console.print(
+            "  docker run --rm -u $(id -u):$(id -g) -v ${PWD}:/home/ubuntu -w /home/ubuntu "
+            f"{settings.docker_image} rmldnn --config=best_model/config_test.json",
+            markup=False, highlight=False, soft_wrap=True,
+        )
+    else:
+        console.print("  python -m trainer --config=best_model/config_test.json", highlight=False)
+    console.print("  python -m trainer.review predictions/output_1.h5", highlight=False)

@@ -1,0 +1,193 @@
+"""The settings of a study: what the command line gave, checked, with every default decided."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from trainer.config import LOSSES, OPTIMIZERS, known_name
+from trainer.errors import InputError, nearest
+from trainer.networks.description import Network, check_size, read_network
+
+PROGRAM_FOLDER = Path(__file__).resolve().parent.parent
+CHECKPOINT_SUFFIXES = (".pt", ".safetensors")
+CHOICES = {
+    "launcher": ("auto", "docker", "process"),
+    "select-on": ("validation", "test"),
+    "metric": ("accuracy", "foreground_dice", "iou"),
+    "augment": ("light", "none"),
+}
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a study is asked to do. Paths are absolute; None means: not limited, not given."""
+
+    study_name: str
+    data: Path
+    layers: Path
+    image_size: int
+    num_trials: int
+    num_epochs: int
+    batch_size: int
+    optimizers: tuple[str, ...]
+    losses: tuple[str, ...]
+    lr_min: float
+    lr_max: float
+    lr_scheduler: bool
+    lr_scheduler_gamma: float
+    seed: int
+    select_on: str
+    metric: str
+    prune: bool
+    augment: str
+    weights: str
+    group_by: str | None
+    split: Path | None
+    launcher: str
+    docker_image: str
+    docker_image_given: bool
+    gpu: bool
+    threads: int | None
+    timeout_seconds: float | None
+    keep_checkpoints: int
+    storage: str
+
+    def recorded(self) -> dict[str, Any]:
+        """What must stay the same when a study is resumed, by the name of its option."""
+        return {
+            "num-epochs": self.num_epochs,
+            "optimizers": ",".join(self.optimizers),
+            "loss": ",".join(self.losses),
+            "lr-range-min": self.lr_min,
+            "lr-range-max": self.lr_max,
+            "lr-scheduler": self.lr_scheduler,
+            "lr-scheduler-gamma": self.lr_scheduler_gamma,
+            "layers": str(self.layers),
+            "image-size": self.image_size,
+            "batch-size": self.batch_size,
+            "seed": self.seed,
+            "select-on": self.select_on,
+            "metric": self.metric,
+            "prune": self.prune,
+            "augment": self.augment,
+            "weights": self.weights,
+            "group-by": self.group_by,
+            "split": str(self.split) if self.split else None,
+            "data": str(self.data),
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """For records, JSON-ready."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+
+def new_name() -> str:
+    """The name of a study that was given none."""
+    return datetime.now().strftime("study-%Y%m%d-%H%M%S")
+
+
+def check_name(name: str) -> str:
+    """A study's name is a plain folder name."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]*", name) or len(name) > 100:
+        accepted = "letters, digits, '-', '_', '.', no slash"
+        raise InputError("--study-name", f"'{name}' is not a plain folder name", accepted)
+    return name
+
+
+def check_choice(option: str, value: str) -> str:
+    """One of the values of an option, in any case."""
+    accepted = CHOICES[option]
+    if value.lower() in accepted:
+        return value.lower()
+    hint = nearest(value, accepted)
+    raise InputError(f"--{option}", f"unknown value '{value}'{hint}", ", ".join(accepted))
+
+
+def check_names(option: str, kind: str, text: str) -> tuple[str, ...]:
+    """A comma list of names of the configuration language, each once."""
+    built = OPTIMIZERS if kind == "optimizer" else LOSSES
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"--{option}", "no name is given", ", ".join(built))
+    try:
+        return tuple(dict.fromkeys(known_name(kind, name, built) for name in names))
+    except InputError as error:
+        raise InputError(f"--{option}", error.found, error.accepted) from None
+
+
+def check_positive(option: str, value: int, least: int = 1) -> int:
+    """A whole number of at least `least`."""
+    if value < least:
+        raise InputError(f"--{option}", f"{value} is too few", f"{least} or more")
+    return value
+
+
+def check_rates(low: float, high: float) -> None:
+    """A range of learning rates."""
+    accepted = "0 < --lr-range-min < --lr-range-max"
+    if not 0 < low or not high < float("inf"):
+        raise InputError("--lr-range-min", f"{low:g} is not a positive rate", accepted)
+    if low >= high:
+        found = f"the range from {low:g} to {high:g} is empty"
+        raise InputError("--lr-range-min, --lr-range-max", found, accepted)
+
+
+def seconds(option: str, text: str) -> float:
+    """A duration like 90s, 30m, 4h, 2d (a bare number: seconds)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip().lower())
+    if not match or float(match[1]) <= 0:
+        raise InputError(f"--{option}", f"'{text}' is not a duration", "like 90s, 30m, 4h, 2d")
+    return float(match[1]) * UNITS[match[2] or "s"]
+
+
+def find_layers(text: str) -> Path:
+    """A layers file: as given from here, else beside the program."""
+    here = Path(text)
+    for path in (here, PROGRAM_FOLDER / text):
+        if path.is_file():
+            return path.resolve()
+    names = sorted(p.name for p in (PROGRAM_FOLDER / "layers").glob("*.json"))
+    fix = f"give one of ./layers/: {', '.join(names)}"
+    raise InputError("--layers", f"there is no file '{text}'", "a network file (JSON)", fix)
+
+
+def check_network(path: Path, image_size: int) -> Network:
+    """The network of a layers file, which must take the image size."""
+    network = read_network(path)
+    check_size(network, (image_size, image_size), "--image-size")
+    return network
+
+
+def check_weights(value: str, transfer_learning: str) -> str:
+    """auto, imagenet, none, or the absolute path of a file to start from."""
+    if transfer_learning and value.lower() not in ("auto", "none"):
+        raise InputError("--transfer-learning", "and --weights both name weights", "one of them")
+    given = transfer_learning or value
+    if not transfer_learning and given.lower() in ("auto", "imagenet", "none"):
+        return given.lower()
+    option = "--transfer-learning" if transfer_learning else "--weights"
+    path = Path(given)
+    if path.suffix.lower() in (".h5", ".hdf5"):
+        raise InputError(option, "Keras weights (.h5) are not built yet", "a .pt or .safetensors file")
+    if not path.is_file():
+        hint = nearest(given, ("auto", "imagenet", "none")) if not transfer_learning else ""
+        accepted = "a file (.pt, .safetensors)" + ("" if transfer_learning else ", auto, imagenet, none")
+        raise InputError(option, f"there is no file '{given}'{hint}", accepted)
+    if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
+        raise InputError(option, f"'{given}' is not a checkpoint", ", ".join(CHECKPOINT_SUFFIXES))
+    return str(path.resolve())
+
+
+def not_built(options: Sequence[tuple[str, bool, str]]) -> None:
+    """Raises for the first option that asks for something that is not built yet."""
+    for option, asked, instead in options:
+        if asked:
+            raise InputError(option, "is not built yet", instead)
+
+

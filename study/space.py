@@ -1,0 +1,139 @@
+"""The search space, and the configuration that one point of it becomes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from study.settings import Settings
+from trainer.data.folders import Layout
+
+AUGMENT_LIGHT: list[dict[str, float]] = [
+    {"random_horizontal_flip": 0.5},
+    {"random_rotate": 10},
+    {"random_zoom": 0.1},
+]
+AUGMENT_LIGHT_INPUTS: list[dict[str, float]] = [
+    {"random_brightness": 0.1},
+    {"random_contrast": 0.2},
+]
+
+
+def suggest(trial: optuna.Trial, settings: Settings) -> dict[str, Any]:
+    """One point: optimizer, learning_rate (log-uniform), loss; in the published order."""
+    return {
+        "optimizer": trial.suggest_categorical("optimizer", settings.optimizers),
+        "learning_rate": trial.suggest_float(
+            "learning_rate", settings.lr_min, settings.lr_max, log=True
+        ),
+        "loss": trial.suggest_categorical("loss", settings.losses),
+    }
+
+
+def folder_text(path: Path) -> str:
+    """A folder as configurations write it, with a slash at its end."""
+    return f"{path}/"
+
+
+def render(
+    params: dict[str, Any],
+    settings: Settings,
+    layout: Layout,
+    *,
+    layers: str,
+    split: Path | None,
+    load: str | None,
+    foreign: bool,
+) -> dict[str, Any]:
+    """The configuration of one trial, in the published language.
+
+    `split` None (a foreign image) means that the folders say all: trained on one, chosen on the
+    other. Input folders are written as their real absolute paths.
+    """
+    data: dict[str, Any] = {
+        "type": "images",
+        "input_path": folder_text(layout.inputs.resolve()),
+        "target_path": folder_text(layout.targets.resolve()),
+    }
+    if layout.test_inputs and layout.test_targets and settings.select_on == "test":
+        data["test_input_path"] = folder_text(layout.test_inputs.resolve())
+        data["test_target_path"] = folder_text(layout.test_targets.resolve())
+    elif settings.select_on == "test":  # one folder only: its part `test`, which the split names
+        data["test_input_path"] = data["input_path"]
+        data["test_target_path"] = data["target_path"]
+    light = settings.augment == "light" and not foreign
+    size = {"resize": [settings.image_size, settings.image_size]}
+    data |= {
+        **({"split": str(split)} if split else {}),
+        "batch_size": settings.batch_size,
+        "test_batch_size": 2 * settings.batch_size,
+        "preload": True,
+        "target_grayscale": True,
+        "target_is_mask": True,
+        "transforms": [size, *(AUGMENT_LIGHT if light else [])],
+        **({"input_transforms": AUGMENT_LIGHT_INPUTS} if light else {}),
+    }
+    optimizer: dict[str, Any] = {
+        "type": params["optimizer"],
+        "learning_rate": params["learning_rate"],
+    }
+    if settings.lr_scheduler:
+        gamma = settings.lr_scheduler_gamma
+        optimizer["lr_scheduler"] = {"type": "Exponential", "gamma": gamma, "verbose": True}
+    checkpoints: dict[str, Any] = {"save": "checkpoints/", "interval": 1} if foreign else {}
+    if load:
+        checkpoints["load"] = load
+    return {
+        "neural_network": {
+            "outfile": "out.txt",
+            "num_epochs": settings.num_epochs,
+            "layers": layers,
+            **({"checkpoints": checkpoints} if checkpoints else {}),
+            "data": data,
+            "optimizer": optimizer,
+            "loss": {"function": params["loss"], "source": "sigmoid"},
+        }
+    }
+
+
+def render_test(
+    settings: Settings,
+    layout: Layout,
+    loss: str,
+    *,
+    load: str,
+    split: str | None,
+    output: str | None,
+    folders: tuple[str, str] | None = None,
+    layers: str | None = None,
+) -> dict[str, Any]:
+    """The configuration that evaluates and predicts the test images with a checkpoint.
+
+    `folders` are the texts of test inputs and targets (default: their real absolute paths). With
+    `layers` (a foreign image) the network and its size are written out.
+    """
+    inputs = (layout.test_inputs or layout.inputs).resolve()
+    targets = (layout.test_targets or layout.targets).resolve()
+    texts = folders or (folder_text(inputs), folder_text(targets))
+    size = {"resize": [settings.image_size, settings.image_size]}
+    return {
+        "neural_network": {
+            **({"layers": layers} if layers else {}),
+            "checkpoints": {"load": load},
+            "data": {
+                "type": "images",
+                "test_input_path": texts[0],
+                "test_target_path": texts[1],
+                **({"test_output_path": output} if output else {}),
+                **({"split": split} if split else {}),
+                "test_batch_size": 2 * settings.batch_size,
+                "preload": True,
+                "target_grayscale": True,
+                "target_is_mask": True,
+                **({"transforms": [size]} if layers else {}),
+            },
+            "loss": {"function": loss, "source": "sigmoid"},
+        }
+    }

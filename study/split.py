@@ -1,0 +1,160 @@
+"""Drawing the split: once a study, balanced, and never through a group of images.
+
+Near-identical images, and those that `--group-by` names, stay together; images with and without
+lesions are drawn apart, so that each part has its share of both.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+from study.dataset import Dataset, Images, twins
+from trainer.data.split import Masks, Parts, Split, read_split
+from trainer.errors import InputError
+
+SHARE = 0.15
+"""Of the images, for validation; and for test where the data has no test part of its own."""
+
+
+def groups_of(images: Images, group_by: str | None) -> list[list[int]]:
+    """Indices of images that belong together, each index once; in order of their first."""
+    parent = list(range(len(images)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    for a, b in twins(images, images):
+        parent[root(max(a, b))] = root(min(a, b))
+    first_of: dict[str, int] = {}
+    for index, key in enumerate(_keys(images, group_by)):
+        if key is not None:
+            a, b = root(first_of.setdefault(key, index)), root(index)
+            parent[max(a, b)] = min(a, b)
+    members: dict[int, list[int]] = {}
+    for index in range(len(images)):
+        members.setdefault(root(index), []).append(index)
+    return list(members.values())
+
+
+def _keys(images: Images, group_by: str | None) -> list[str | None]:
+    if group_by is None:
+        return [None] * len(images)
+    try:
+        pattern = re.compile(group_by)
+    except re.error as error:
+        raise InputError("--group-by", f"'{group_by}' is not a regular expression ({error})") from None
+    matches = [pattern.search(name) for name in images.names]
+    if not any(matches):
+        example = images.names[0]
+        raise InputError(
+            "--group-by", f"'{group_by}' matches no image name", f"names like {example}"
+        )
+    return [m and (m.group(1) if pattern.groups else m.group(0)) for m in matches]
+
+
+def draw(images: Images, group_by: str | None, seed: int, shares: dict[str, float]) -> dict[str, list[str]]:
+    """Names of the images of each part: those in `shares`, and `training` with the rest."""
+    order = random.Random(f"split {seed}")
+    groups = groups_of(images, group_by)
+    parts: dict[str, list[int]] = {name: [] for name in shares}
+    for empty in (False, True):
+        stratum = [g for g in groups if bool(images.empty[g].all()) == empty]
+        total = sum(len(g) for g in stratum)
+        order.shuffle(stratum)
+        for name, share in shares.items():
+            wanted = round(share * total)
+            taken = 0
+            for group in list(stratum):
+                if taken + len(group) <= wanted or (taken == 0 and not empty and len(group) < total / 2):
+                    parts[name] += group
+                    taken += len(group)
+                    stratum.remove(group)
+                if taken >= wanted:
+                    break
+    held = {index for indices in parts.values() for index in indices}
+    parts["training"] = [index for index in range(len(images)) if index not in held]
+    for name, indices in parts.items():
+        if not any(not images.empty[i] for i in indices):
+            raise InputError(
+                str(images.pairs[0].image.parent),
+                f"the images cannot be split: no group with a lesion is left for {name}",
+                "more images, or groups that are smaller",
+                "loosen --group-by, or give a split of your own with --split FILE",
+            )
+    return {name: [images.names[i] for i in sorted(indices)] for name, indices in parts.items()}
+
+
+def make_split(
+    dataset: Dataset,
+    *,
+    seed: int,
+    select_on: str,
+    metric: str,
+    group_by: str | None = None,
+    given: str | None = None,
+) -> Split:
+    """The split of a study: drawn, or with the parts of the split file `given`."""
+    if given:
+        parts = _given_parts(dataset, given, select_on)
+    else:
+        shares = {"validation": SHARE} if select_on == "validation" else {}
+        shares |= {} if dataset.test else {"test": SHARE}
+        drawn = draw(dataset.train, group_by, seed, shares) if shares else {}
+        parts = Parts(
+            training=drawn.get("training", dataset.train.names),
+            validation=drawn.get("validation", []),
+            test=dataset.test.names if dataset.test else drawn["test"],
+        )
+    return Split(
+        seed=seed,
+        select_on=select_on,  # type: ignore[arg-type]
+        metric=metric,  # type: ignore[arg-type]
+        group_by=group_by,
+        parts=parts,
+        masks=Masks(threshold=dataset.masks.threshold, values=sorted(dataset.masks.values)),
+        near_twins=_near_twins(dataset, parts),
+    )
+
+
+def _given_parts(dataset: Dataset, given: str, select_on: str) -> Parts:
+    parts = read_split(given).parts
+    test_names = set((dataset.test or dataset.train).names)
+    for names, known in (
+        (parts.training + parts.validation, set(dataset.train.names)),
+        (parts.test, test_names),
+    ):
+        if missing := sorted(set(names) - known):
+            raise InputError(
+                given,
+                f"names {len(missing)} images that are not in {dataset.folder}: {missing[0]} …",
+                "a split of the same images",
+            )
+    for a, b in (("training", "validation"), ("training", "test"), ("validation", "test")):
+        if dataset.test and b == "test":
+            continue  # another folder: the same names are other images
+        if both := sorted(set(getattr(parts, a)) & set(getattr(parts, b))):
+            raise InputError(given, f"{both[0]} stands in {a} and in {b}", "each image in one part")
+    if not parts.training or not parts.test:
+        raise InputError(given, "a part is empty", "images in training and in test")
+    if select_on == "validation" and not parts.validation:
+        raise InputError(given, "its part validation is empty", "images to choose on")
+    if select_on == "test" and parts.validation:
+        merged = [n for n in dataset.train.names if n in {*parts.training, *parts.validation}]
+        return Parts(training=merged, validation=[], test=parts.test)
+    return parts
+
+
+def _near_twins(dataset: Dataset, parts: Parts) -> list[str]:
+    """Test images with a near-identical training or validation image."""
+    test = dataset.test or dataset.train
+    tested, learnt = set(parts.test), {*parts.training, *parts.validation}
+    names = {
+        test.names[i]
+        for i, j in twins(test, dataset.train)
+        if test.names[i] in tested and dataset.train.names[j] in learnt
+    }
+    return sorted(names)
