@@ -55,9 +55,7 @@ def study(
     context: typer.Context,
     num_trials: Annotated[int, _option("--num-trials", "-nt", help="Trials of the study.")] = 50,
     num_epochs: Annotated[int, _option("--num-epochs", "-ne", help="Epochs of a trial.")] = 50,
-    data: Annotated[
-        Path, _option("--data", help="Folder of images and masks.")
-    ] = Path("./data"),
+    data: Annotated[Path, _option("--data", help="Folder of images and masks.")] = Path("./data"),
     optimizers: Annotated[
         str, _option("--optimizers", "-o", help="Comma list: sgd, rmsprop, adagrad, adam, adamw.")
     ] = "adam,rmsprop,sgd",
@@ -69,7 +67,8 @@ def study(
         float, _option("--lr-range-max", "-lr-max", help="Highest learning rate.")
     ] = 1e-2,
     lr_scheduler: Annotated[
-        bool, _option("--lr-scheduler/--no-lr-scheduler", help="Exponential learning rate schedule.")
+        bool,
+        _option("--lr-scheduler/--no-lr-scheduler", help="Exponential learning rate schedule."),
     ] = False,
     lr_scheduler_gamma: Annotated[
         float,
@@ -95,7 +94,8 @@ def study(
     ] = None,
     batch_size: Annotated[int, _option("--batch-size", help="Images in a training batch.")] = 32,
     augment: Annotated[
-        str, _option("--augment", help="light (flip, rotation, zoom, brightness, contrast) or none.")
+        str,
+        _option("--augment", help="light (flip, rotation, zoom, brightness, contrast) or none."),
     ] = "light",
     weights: Annotated[
         str, _option("--weights", help="Start from: auto, imagenet, none, or a FILE.")
@@ -114,7 +114,9 @@ def study(
     ] = None,
     group_by: Annotated[
         str | None,
-        _option("--group-by", help="Regular expression on file names; equal matches stay together."),
+        _option(
+            "--group-by", help="Regular expression on file names; equal matches stay together."
+        ),
     ] = None,
     prune: Annotated[
         bool, _option("--prune/--no-prune", help="Stop trials below the median early.")
@@ -141,9 +143,7 @@ def study(
     storage: Annotated[
         str, _option("--storage", help="Optuna storage URL.")
     ] = "sqlite:///rml_study.db",
-    launcher: Annotated[
-        str, _option("--launcher", help="auto, docker or process.")
-    ] = "auto",
+    launcher: Annotated[str, _option("--launcher", help="auto, docker or process.")] = "auto",
     docker_image: Annotated[
         str, _option("--docker-image", "-docker", help="Image of the trials.")
     ] = IMAGE,
@@ -160,7 +160,9 @@ def study(
     ] = None,
     threads: Annotated[
         int | None,
-        _option("--threads", help="CPU threads of a trial. [default: all cores]", show_default=False),
+        _option(
+            "--threads", help="CPU threads of a trial. [default: all cores]", show_default=False
+        ),
     ] = None,
     num_procs: Annotated[
         int, _option("--num_procs", help="Processes a trial; more than 1 is not built yet.")

@@ -8,6 +8,7 @@ One driver owns a study. Trials are run folders that a launcher runs; they never
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -24,7 +25,7 @@ from rich.console import Console
 
 from launchers import Job, Running
 from launchers.choice import Place, choose_launcher
-from study import failures
+from study import failures, paste
 from study.dataset import Dataset, read_dataset
 from study.lock import DriverLock
 from study.plan import UNKNOWN_PARAMETERS, check_disk, describe, disk_needed_bytes
@@ -42,7 +43,7 @@ from study.slots import Slot, choose_slot
 from study.space import render, render_test, suggest
 from study.split import make_split
 from study.start_weights import StartWeights, find_start_weights
-from study.storage import Storage
+from study.storage import DEFAULT_STORAGE, Storage, masked
 from study.view import StudyView
 from trainer.data.split import Split, read_split
 from trainer.errors import InputError, NoSpace, RmlError
@@ -51,6 +52,9 @@ from trainer.events import RESULT_FILE
 POLL_SECONDS = 0.1
 STOP_SECONDS = 30.0
 STARTUP_TRIALS = 5
+FEWEST_EPOCHS = 2
+"""No trial is pruned on its first epoch, which says little."""
+
 FAILURES_AT_START = 3
 RESTARTS = 3
 RECORD_ATTRIBUTE = "record"
@@ -258,9 +262,7 @@ class Driver:
             record.foreground_dice = record.iou = None
         trial.set_user_attr(RECORD_ATTRIBUTE, record.__dict__)
         trial.set_user_attr("cause", record.cause)
-        self.study.tell(
-            trial, record.value if state == TrialState.COMPLETE else None, state=state
-        )
+        self.study.tell(trial, record.value if state == TrialState.COMPLETE else None, state=state)
         self.view.trial_ended(record)
         if failures.is_users_mistake(exit_code):
             raise InputError("", f"trial {trial.number} ended with a mistake of input\n{reason}")
@@ -482,16 +484,22 @@ def _run_locked(
     if resume:
         study = storage.resume(settings.study_name, recorded, dataset.fingerprint)
     print_settings(
-        settings, place, slot, dataset, split, start, parameters if size else None, needed, free,
+        settings,
+        place,
+        slot,
+        dataset,
+        split,
+        start,
+        parameters if size else None,
+        needed,
+        free,
         console,
     )
     if not resume:
-        study = storage.create(
-            settings.study_name, recorded, dataset.fingerprint, settings.metric
-        )
+        study = storage.create(settings.study_name, recorded, dataset.fingerprint, settings.metric)
     write_json(folder / SPLIT_FILE, split.model_dump())
     start.put_in_place()
-    warmup = max(1, settings.num_epochs // 5)
+    warmup = max(FEWEST_EPOCHS, math.ceil(settings.num_epochs / 5))
     study.pruner = optuna.pruners.MedianPruner(
         n_startup_trials=STARTUP_TRIALS, n_warmup_steps=warmup
     )
@@ -500,8 +508,18 @@ def _run_locked(
     timeout = settings.timeout_seconds
     with Interruption() as interruption:
         driver = Driver(
-            settings, folder, place, slot, dataset, split, start, study,
-            Records(folder, here, view.say), view, interruption, here,
+            settings,
+            folder,
+            place,
+            slot,
+            dataset,
+            split,
+            start,
+            study,
+            Records(folder, here, view.say),
+            view,
+            interruption,
+            here,
             time.monotonic() + timeout if timeout else None,
         )
         try:
@@ -535,10 +553,10 @@ def _is_mistake(record: TrialRecord) -> bool:
 
 def resume_command(settings: Settings) -> str:
     """What to type to go on."""
-    storage = "" if settings.storage.endswith("///rml_study.db") else f" --storage '{settings.storage}'"
-    return (
-        f"python rml_optimization.py --study-name '{settings.study_name}' --resume{storage}"
+    storage = (
+        "" if settings.storage == DEFAULT_STORAGE else f" --storage {masked(settings.storage)}"
     )
+    return f"{paste.driver()} --study-name '{settings.study_name}' --resume{storage}"
 
 
 def foreign_rules(settings: Settings, place: Place, dataset: Dataset) -> None:
@@ -571,11 +589,19 @@ def finish(driver: Driver, console: Console) -> int:
         raise StudyFailed(f"no trial finished: {causes}")
     scores = driver.test(best)
     driver.promote(records, scores or {"accuracy": best.max_acc, "evaluated_on": "test"})
-    validation = json.loads(
-        (driver.folder / run_name(best.trial) / RESULT_FILE).read_text(encoding="utf-8")
-    ) if (driver.folder / run_name(best.trial) / RESULT_FILE).exists() else {}
+    validation = (
+        json.loads((driver.folder / run_name(best.trial) / RESULT_FILE).read_text(encoding="utf-8"))
+        if (driver.folder / run_name(best.trial) / RESULT_FILE).exists()
+        else {}
+    )
     print_end(
-        driver.settings, driver.split, best, records, validation.get("evaluation"), scores,
-        driver.place.launcher.name, console,
+        driver.settings,
+        driver.split,
+        best,
+        records,
+        validation.get("evaluation"),
+        scores,
+        driver.place.launcher.name,
+        console,
     )
     return 0

@@ -10,8 +10,6 @@ from launchers.docker import DockerLauncher
 from launchers.process import ProcessLauncher
 from trainer.errors import InputError
 
-OUR_IMAGE = "rml-trainer"
-
 
 @dataclass(frozen=True)
 class Place:

@@ -64,7 +64,7 @@ class Images:
     @property
     def empty(self) -> NDArray[np.bool_]:
         """Which images have no lesion."""
-        return self.foreground == 0
+        return np.equal(self.foreground, 0)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _scan(pair: Pair) -> Scanned:
 def _standardised(view: NDArray[np.float32]) -> NDArray[np.float32]:
     centred = view - view.mean()
     length = float(np.linalg.norm(centred))
-    return (centred / length if length > 0 else centred).astype(np.float32)
+    return np.asarray(centred / length if length > 0 else centred, np.float32)
 
 
 def _scan_all(
@@ -126,7 +126,10 @@ def _scan_all(
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for done, found in enumerate(pool.map(attempt, pairs), start=1):
-            (faults if isinstance(found, InputError) else scanned).append(found)  # type: ignore[attr-defined]
+            if isinstance(found, InputError):
+                faults.append(found)
+            else:
+                scanned.append(found)
             progress(done)
     return scanned, faults
 
@@ -190,8 +193,11 @@ def twins(left: Images, right: Images) -> list[tuple[int, int]]:
 def score_of_nothing(images: Images, chosen: list[str] | None = None) -> float:
     """Accuracy of predicting no foreground anywhere, every image counting the same."""
     wanted = None if chosen is None else set(chosen)
-    shares = [s for n, s in zip(images.names, images.foreground, strict=True)
-              if wanted is None or n in wanted]
+    shares = [
+        s
+        for n, s in zip(images.names, images.foreground, strict=True)
+        if wanted is None or n in wanted
+    ]
     foreground, background = float(np.sum(shares)), float(np.sum(1 - np.array(shares)))
     dice_background = 2 * background / (2 * background + foreground)
     return (dice_background + (1.0 if foreground == 0 else 0.0)) / 2

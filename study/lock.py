@@ -44,7 +44,9 @@ class DriverLock:
             return {}
         return content if isinstance(content, dict) and "host" in content else {}
 
-    def _taken(self, fix: str = "wait for it, stop it, or give this one another name") -> InputError:
+    def _taken(
+        self, fix: str = "wait for it, stop it, or give this one another name"
+    ) -> InputError:
         holder = self._holder()
         who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
         name = self._path.parent.name

@@ -133,7 +133,11 @@ class Records:
         layers: Path | None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for source, name in ((checkpoint, MODEL_FILE), (split, SPLIT_FILE), (layers, "layers.json")):
+        for source, name in (
+            (checkpoint, MODEL_FILE),
+            (split, SPLIT_FILE),
+            (layers, "layers.json"),
+        ):
             if source is not None:
                 beside = folder / f".{name}.{os.getpid()}"
                 shutil.copyfile(source, beside)

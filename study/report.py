@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from math import log
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from tabulate import tabulate
 
 from launchers.choice import Place
-from study import statistics
+from study import paste, statistics
 from study.dataset import Dataset, score_of_nothing
 from study.plan import megabytes
 from study.records import TrialRecord
@@ -17,6 +19,7 @@ from study.settings import Settings
 from study.slots import Slot
 from study.start_weights import StartWeights
 from study.statistics import told
+from study.storage import masked
 from study.view import duration
 from trainer.data.split import Split
 from trainer.metrics import ImageScore
@@ -81,8 +84,10 @@ def print_settings(
     """The settings of a study, what was found in its data, and where it will run."""
     s = settings
     schedule = f"exponential, gamma {s.lr_scheduler_gamma:g}" if s.lr_scheduler else "none"
-    on = "the validation images" if s.select_on == "validation" else (
-        "THE TEST IMAGES (--select-on test, the published protocol): the score is optimistic"
+    on = (
+        "the validation images"
+        if s.select_on == "validation"
+        else ("THE TEST IMAGES (--select-on test, the published protocol): the score is optimistic")
     )
     size = f", {parameters / 1e6:.1f} M parameters" if parameters else ""
     big = ""
@@ -120,8 +125,6 @@ def _device(settings: Settings, slot: Slot) -> str:
 
 
 def _storage(url: str) -> str:
-    from study.storage import masked
-
     return f"{masked(url)} (watch it: optuna-dashboard {masked(url)})"
 
 
@@ -148,9 +151,9 @@ def _score_rows(name: str, scores: list[ImageScore]) -> list[tuple[str, str]]:
     ]
 
 
-def _warnings(settings: Settings, split: Split, best: TrialRecord, scores: list[ImageScore]) -> list[tuple[str, str]]:
-    from math import log
-
+def _warnings(
+    settings: Settings, split: Split, best: TrialRecord, scores: list[ImageScore]
+) -> list[tuple[str, str]]:
     span = log(settings.lr_max) - log(settings.lr_min)
     place = (log(best.lr) - log(settings.lr_min)) / span
     edge = "no"
@@ -168,7 +171,9 @@ def _warnings(settings: Settings, split: Split, best: TrialRecord, scores: list[
         without = f"; without them accuracy {told(statistics.accuracy(apart))}, foreground Dice "
         without += told(statistics.lesion_dice(apart))
         count = f"{len(scores) - len(apart)} of {len(scores)} test images"
-        rows.append(("Near-twin in training", count + (without if len(apart) < len(scores) else "")))
+        rows.append(
+            ("Near-twin in training", count + (without if len(apart) < len(scores) else ""))
+        )
     return rows
 
 
@@ -183,7 +188,9 @@ def print_end(
     console: Console,
 ) -> None:
     """The best trial, its scores, what to doubt about them, and the command to use the model."""
-    counts = {state: sum(r.state == state for r in records) for state in ("COMPLETE", "PRUNED", "FAIL")}
+    counts = {
+        state: sum(r.state == state for r in records) for state in ("COMPLETE", "PRUNED", "FAIL")
+    }
     rows = [
         ("Trials", ", ".join(f"{n} {state.lower()}" for state, n in counts.items())),
         (
@@ -204,14 +211,21 @@ def print_end(
         rows.append(("Chosen on", "THE TEST IMAGES (published protocol): optimistic"))
     rows += _warnings(settings, split, best, on_test)
     _grid([(name, value) for name, value in rows], console)
-    console.print("Numbers in brackets are 95 % bootstrap intervals over images.")
-    console.print("Trials: list_acc.json. Best model: best_model/. Predict the test images and look:")
+    for line in _next_steps(settings, launcher):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _next_steps(settings: Settings, launcher: str) -> list[str]:
+    config = "--config=best_model/config_test.json"
+    use = f"{paste.trainer('trainer')} {config}"
     if launcher == "docker":
-        console.print(
-            "  docker run --rm -u $(id -u):$(id -g) -v ${PWD}:/home/ubuntu -w /home/ubuntu "
-            f"{settings.docker_image} rmldnn --config=best_model/config_test.json",
-            markup=False, highlight=False, soft_wrap=True,
-        )
-    else:
-        console.print("  python -m trainer --config=best_model/config_test.json", highlight=False)
-    console.print("  python -m trainer.review predictions/output_1.h5", highlight=False)
+        use = "docker run --rm -u $(id -u):$(id -g) -v ${PWD}:/home/ubuntu -w /home/ubuntu "
+        use += f"{settings.docker_image} rmldnn {config}"
+        if not settings.data.is_relative_to(Path.cwd()):
+            use = use.replace(" -w ", f" -v {settings.data}:{settings.data}:ro -w ")
+    return [
+        "Numbers in brackets are 95 % bootstrap intervals over images.",
+        "Every trial: list_acc.json. The best model: best_model/. Predict the test images and look:",
+        f"  {use}",
+        f"  {paste.trainer('trainer.review')} predictions/output_1.h5",
+    ]

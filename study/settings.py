@@ -131,7 +131,7 @@ def check_positive(option: str, value: int, least: int = 1) -> int:
 def check_rates(low: float, high: float) -> None:
     """A range of learning rates."""
     accepted = "0 < --lr-range-min < --lr-range-max"
-    if not 0 < low or not high < float("inf"):
+    if not (low > 0 and high < float("inf")):
         raise InputError("--lr-range-min", f"{low:g} is not a positive rate", accepted)
     if low >= high:
         found = f"the range from {low:g} to {high:g} is empty"
@@ -174,10 +174,14 @@ def check_weights(value: str, transfer_learning: str) -> str:
     option = "--transfer-learning" if transfer_learning else "--weights"
     path = Path(given)
     if path.suffix.lower() in (".h5", ".hdf5"):
-        raise InputError(option, "Keras weights (.h5) are not built yet", "a .pt or .safetensors file")
+        raise InputError(
+            option, "Keras weights (.h5) are not built yet", "a .pt or .safetensors file"
+        )
     if not path.is_file():
         hint = nearest(given, ("auto", "imagenet", "none")) if not transfer_learning else ""
-        accepted = "a file (.pt, .safetensors)" + ("" if transfer_learning else ", auto, imagenet, none")
+        accepted = "a file (.pt, .safetensors)" + (
+            "" if transfer_learning else ", auto, imagenet, none"
+        )
         raise InputError(option, f"there is no file '{given}'{hint}", accepted)
     if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
         raise InputError(option, f"'{given}' is not a checkpoint", ", ".join(CHECKPOINT_SUFFIXES))
@@ -189,5 +193,3 @@ def not_built(options: Sequence[tuple[str, bool, str]]) -> None:
     for option, asked, instead in options:
         if asked:
             raise InputError(option, "is not built yet", instead)
-
-

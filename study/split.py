@@ -46,7 +46,9 @@ def _keys(images: Images, group_by: str | None) -> list[str | None]:
     try:
         pattern = re.compile(group_by)
     except re.error as error:
-        raise InputError("--group-by", f"'{group_by}' is not a regular expression ({error})") from None
+        raise InputError(
+            "--group-by", f"'{group_by}' is not a regular expression ({error})"
+        ) from None
     matches = [pattern.search(name) for name in images.names]
     if not any(matches):
         example = images.names[0]
@@ -56,7 +58,9 @@ def _keys(images: Images, group_by: str | None) -> list[str | None]:
     return [m and (m.group(1) if pattern.groups else m.group(0)) for m in matches]
 
 
-def draw(images: Images, group_by: str | None, seed: int, shares: dict[str, float]) -> dict[str, list[str]]:
+def draw(
+    images: Images, group_by: str | None, seed: int, shares: dict[str, float]
+) -> dict[str, list[str]]:
     """Names of the images of each part: those in `shares`, and `training` with the rest."""
     order = random.Random(f"split {seed}")
     groups = groups_of(images, group_by)
@@ -69,7 +73,9 @@ def draw(images: Images, group_by: str | None, seed: int, shares: dict[str, floa
             wanted = round(share * total)
             taken = 0
             for group in list(stratum):
-                if taken + len(group) <= wanted or (taken == 0 and not empty and len(group) < total / 2):
+                if taken + len(group) <= wanted or (
+                    taken == 0 and not empty and len(group) < total / 2
+                ):
                     parts[name] += group
                     taken += len(group)
                     stratum.remove(group)
@@ -111,8 +117,8 @@ def make_split(
         )
     return Split(
         seed=seed,
-        select_on=select_on,  # type: ignore[arg-type]
-        metric=metric,  # type: ignore[arg-type]
+        select_on=select_on,
+        metric=metric,
         group_by=group_by,
         parts=parts,
         masks=Masks(threshold=dataset.masks.threshold, values=sorted(dataset.masks.values)),

@@ -70,6 +70,4 @@ def find_start_weights(settings: Settings, study_folder: Path) -> StartWeights:
     assert file
     target = study_folder / "weights.safetensors"
     label = f"{wanted} weights of {network.encoder}" if wanted == "imagenet" else f"encoder: {file}"
-    return StartWeights(
-        label, {**layers, "weights": str(target)}, None, [(file, target)], digest
-    )
+    return StartWeights(label, {**layers, "weights": str(target)}, None, [(file, target)], digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,14 @@ class Storage:
     def _study(self, name: str) -> optuna.Study:
         return optuna.load_study(study_name=name, storage=self.storage)
 
-    def create(self, name: str, settings: dict[str, Any], fingerprint: str, metric: str) -> optuna.Study:
+    def create(
+        self, name: str, settings: dict[str, Any], fingerprint: str, metric: str
+    ) -> optuna.Study:
         """A new study that remembers what it was made with."""
-        study = optuna.create_study(
-            study_name=name, storage=self.storage, direction="maximize"
-        )
-        study.set_metric_names([metric])
+        study = optuna.create_study(study_name=name, storage=self.storage, direction="maximize")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([metric])
         study.set_user_attr(SETTINGS_ATTRIBUTE, settings)
         study.set_user_attr(FINGERPRINT_ATTRIBUTE, fingerprint)
         self._new_file = False

@@ -145,7 +145,9 @@ class StudyView:
     def _picture(self) -> Group:
         table = Table(title=None, expand=False)
         for name in ("trial", "state", "optimizer", "loss", "rate", self._metric, "Dice", "epoch"):
-            table.add_column(name, justify="left" if name in ("state", "optimizer", "loss") else "right")
+            table.add_column(
+                name, justify="left" if name in ("state", "optimizer", "loss") else "right"
+            )
         table.add_column("time", justify="right")
         table.add_column("cause", overflow="fold")
         done = [r for r in self._records if r.state == "COMPLETE" and r.value is not None]
@@ -165,11 +167,19 @@ class StudyView:
             epoch = f"epoch {e['epoch']}/{e.get('epochs', '?')}" if e else "starting"
             numbers = (
                 f", loss {number(e.get('loss'))}, accuracy {number(e.get('accuracy'))}, "
-                f"foreground Dice {number(e.get('foreground_dice'))}" if e else ""
+                f"foreground Dice {number(e.get('foreground_dice'))}"
+                if e
+                else ""
             )
             lines.append(Text(f"trial {trial}: {settings_of(params)}; {epoch}{numbers}"))
-        told = f"best: trial {best.trial}, {self._metric} {number(best.value)}" if best else "no best yet"
+        told = (
+            f"best: trial {best.trial}, {self._metric} {number(best.value)}"
+            if best
+            else "no best yet"
+        )
         passed = duration(time.monotonic() - self._began)
         total = self._forecast.num_trials
-        lines.append(Text(f"{len(self._records)} of {total} trials; {told}; {passed} passed{self._end()}"))
+        lines.append(
+            Text(f"{len(self._records)} of {total} trials; {told}; {passed} passed{self._end()}")
+        )
         return Group(*lines)

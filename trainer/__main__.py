@@ -64,7 +64,9 @@ def describe(path: str) -> int:
         network = read_network(path)
         from trainer.networks import build, parameter_counts
 
-        parameters, trainable = parameter_counts(build(network.model_copy(update={"weights": None})))
+        parameters, trainable = parameter_counts(
+            build(network.model_copy(update={"weights": None}))
+        )
     except RmlError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code

@@ -81,9 +81,9 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class Transform(Section):
     """One entry of a list of transforms: an object with exactly one key."""
 
-    resize: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=2, max_length=2)] | None = (
-        Field(None, description="[width, height] in pixels; masks by the nearest pixel.")
-    )
+    resize: (
+        Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=2, max_length=2)] | None
+    ) = Field(None, description="[width, height] in pixels; masks by the nearest pixel.")
     normalize: dict[Literal["mean", "std"], float] | None = Field(
         None, description="(x - mean) / std on values in [0, 1]; mean 0 and std 1 if left out."
     )
@@ -121,7 +121,6 @@ class Transform(Section):
         if name in NOT_BUILT_YET["transform"]:
             raise ValueError(f"'{name}' is not built yet; accepted: {', '.join(cls.model_fields)}")
         return value
-
 
 
 DataType = Annotated[Literal["images"], _one_of("data type", ("images",))]
@@ -359,7 +358,9 @@ def _check_phases(config: Config, path: str) -> None:
         missing = [key for key, value in needed.items() if value is None]
         missing += ["data.target_path"] if data.target_path is None else []
         if missing:
-            raise InputError(path, f"training needs {', '.join(missing)}", fix="add what is missing")
+            raise InputError(
+                path, f"training needs {', '.join(missing)}", fix="add what is missing"
+            )
     elif config.checkpoints.load is None:
         raise InputError(
             f"{path}, checkpoints.load",

@@ -48,9 +48,7 @@ class Evaluation:
 def _counts(predicted: Tensor, truth: Tensor) -> Tensor:
     """(n, …) boolean predictions and truth -> (n, 4): tp, fp, fn, tn."""
     p, t = predicted.flatten(1), truth.flatten(1)
-    return torch.stack(
-        [(p & t).sum(1), (p & ~t).sum(1), (~p & t).sum(1), (~p & ~t).sum(1)], dim=1
-    )
+    return torch.stack([(p & t).sum(1), (p & ~t).sum(1), (~p & t).sum(1), (~p & ~t).sum(1)], dim=1)
 
 
 class OwnSizeMasks:

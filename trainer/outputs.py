@@ -25,8 +25,8 @@ class TextLogs:
             path = Path(outfile)
             path.parent.mkdir(parents=True, exist_ok=True)
             stem = path.with_suffix("")
-            self._train = Path(f"{stem}_train{path.suffix}").open("w", buffering=1)
-            self._test = Path(f"{stem}_test{path.suffix}").open("w", buffering=1)
+            self._train = Path(f"{stem}_train{path.suffix}").open("w", buffering=1)  # noqa: SIM115
+            self._test = Path(f"{stem}_test{path.suffix}").open("w", buffering=1)  # noqa: SIM115
 
     def train(self, epoch: int, batch: int, loss: float, gradient_norm: float) -> None:
         """A batch of training."""

@@ -256,9 +256,7 @@ def _train_epoch(
     return sum(n * value for n, value in zip(sizes, told, strict=True)) / len(images)
 
 
-def _evaluate(
-    work: Work, images: ImageSet, masks: OwnSizeMasks | None, epoch: int
-) -> Evaluation:
+def _evaluate(work: Work, images: ImageSet, masks: OwnSizeMasks | None, epoch: int) -> Evaluation:
     """Scores, and predictions where the configuration asks for them."""
 
     def scored(sink: PredictionFile | None) -> Evaluation:

@@ -52,7 +52,9 @@ def find_layout(data: Path) -> Layout:
     accepted = "train/inputs + train/targets + test/inputs + test/targets, or inputs + targets, "
     accepted += "or images + masks"
     if not data.is_dir():
-        fix = "give the folder with --data" if not data.exists() else "give the folder that holds it"
+        fix = (
+            "give the folder with --data" if not data.exists() else "give the folder that holds it"
+        )
         raise InputError(str(data), "there is no such data folder", accepted, fix)
     for names in LAYOUTS:
         folders = [data / name if name else None for name in names]
@@ -94,7 +96,9 @@ def list_images(folder: Path) -> tuple[list[Path], list[InputError]]:
             stems[path.stem] = path
             images.append(path)
     if not images and not faults:
-        faults.append(InputError(str(folder), "the folder is empty", "images: " + ", ".join(SUFFIXES)))
+        faults.append(
+            InputError(str(folder), "the folder is empty", "images: " + ", ".join(SUFFIXES))
+        )
     return images, faults
 
 
@@ -115,7 +119,9 @@ def pair(inputs: Path, targets: Path | None) -> tuple[list[Pair], list[InputErro
         mask = by_stem.pop(image.stem, None) or by_stem.pop(f"{image.stem}_mask", None)
         if mask is None:
             accepted = f"{image.stem}.* or {image.stem}_mask.* in {targets}"
-            faults.append(InputError(str(image), "has no mask", accepted, "add it, or move the image"))
+            faults.append(
+                InputError(str(image), "has no mask", accepted, "add it, or move the image")
+            )
         else:
             pairs.append(Pair(image, mask))
     for mask in by_stem.values():

@@ -30,7 +30,7 @@ COLOUR_PEAK = 0.05
 
 @dataclass(frozen=True)
 class MaskMeaning:
-    """Foreground is every value above `threshold`; `values` are those found, largest share first."""
+    """Foreground is every value above `threshold`; `values` were found, largest share first."""
 
     threshold: float
     values: tuple[int, ...]

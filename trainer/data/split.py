@@ -68,7 +68,7 @@ def read_split(path: str | Path) -> Split:
 
 
 def chosen(pairs: list[Pair], names: list[str], where: str) -> list[Pair]:
-    """The pairs of the given names, in the order of `pairs`; raises InputError for one not there."""
+    """The pairs of the given names, in the order of `pairs`; InputError for a name not there."""
     wanted = set(names)
     missing = sorted(wanted - {pair.name for pair in pairs})
     if missing:

@@ -86,7 +86,9 @@ def _explained(error: ValidationError, where: str) -> InputError:
         elif finding["type"] == "missing":
             faults.append(InputError(where, f"the key '{name}' is missing"))
         else:
-            faults.append(InputError(f"{where}, {name}", f"{finding['msg']}, found {finding['input']!r}"))
+            faults.append(
+                InputError(f"{where}, {name}", f"{finding['msg']}, found {finding['input']!r}")
+            )
     return joined(faults, where)
 
 

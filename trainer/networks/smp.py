@@ -52,7 +52,7 @@ def build_smp(network: Network, weights: Path | None) -> nn.Module:
     build = getattr(smp, network.network.removeprefix("smp."))
     channels = 3 if weights else network.in_channels
     try:
-        module: nn.Module = build(
+        module: Any = build(
             encoder_name=network.encoder,
             encoder_weights=None,
             in_channels=channels,

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
+
+MOMENTUM = 0.3
+"""Of the running statistics. With torch's 0.1 they lag behind for the first epochs of a small data
+set (15 batches an epoch), and evaluation scores the network far below what it can."""
 
 
 def _double_convolution(inputs: int, outputs: int) -> nn.Sequential:
@@ -11,7 +17,7 @@ def _double_convolution(inputs: int, outputs: int) -> nn.Sequential:
     for channels in (inputs, outputs):
         layers += [
             nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
+            nn.BatchNorm2d(outputs, momentum=MOMENTUM),
             nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers)
@@ -28,8 +34,7 @@ class UNet(nn.Module):
             for before, after in zip([in_channels, *widths], widths, strict=False)
         )
         self.up = nn.ModuleList(
-            nn.ConvTranspose2d(below, here, 2, stride=2)
-            for here, below in zip(widths[:-1], widths[1:], strict=True)
+            nn.ConvTranspose2d(below, here, 2, stride=2) for here, below in pairwise(widths)
         )
         self.merge = nn.ModuleList(_double_convolution(2 * here, here) for here in widths[:-1])
         self.pool = nn.MaxPool2d(2)

@@ -1,0 +1,75 @@
+# `make` or `make help` lists what can be made.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+IMAGE ?= rml-trainer
+DEMO := demo
+DEMO_STUDY := --num-trials 6 --num-epochs 8 --image-size 96 --batch-size 8
+
+.PHONY: help demo test test-fast lint format install install-dev wheels image clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/installed ## Synthetic ultrasound images, a study of six trials, predictions and a picture
+	@test -d $(DEMO)/data || $(PY) -m trainer.prepare demo $(DEMO)/data
+	cd $(DEMO) && ../$(PY) ../rml_optimization.py --data data $(DEMO_STUDY)
+	cd $(DEMO) && PYTHONPATH=.. ../$(PY) -m trainer --config=best_model/config_test.json
+	cd $(DEMO) && PYTHONPATH=.. ../$(PY) -m trainer.review predictions/output_1.h5
+	@echo
+	@echo "Look at $(DEMO)/predictions/output_1.png: input, prediction and truth, worst first."
+	@echo "Next, your own images (see README.md, Your own images):"
+	@echo "  $(PY) rml_optimization.py --data FOLDER --num-trials 20"
+
+test: $(VENV)/installed-dev ## The whole suite: format, lint, types, every test
+	$(MAKE) lint
+	$(PY) -m pytest
+
+test-fast: $(VENV)/installed-dev ## Unit tests alone, under three minutes
+	$(PY) -m pytest -m "not slow and not docker"
+
+lint: $(VENV)/installed-dev ## Format, lint and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/installed-dev ## Rewrites the code in the one format
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+install: $(VENV)/installed ## A virtual environment .venv with what a user needs
+install-dev: $(VENV)/installed-dev ## The same, with tests and lint
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "Python 3.11 or newer is needed, $(PYTHON) is not: install it, then: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || { echo "$(PYTHON) has no venv: on Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python requirements.lock
+	@test "$$(df -Pk . | awk 'NR==2 {print $$4}')" -gt 8000000 \
+	  || { echo "8 GB of free disk are needed for the packages" >&2; exit 2; }
+	@echo "Downloads the Python packages once: about 3.5 GB on Linux (torch with CUDA; 0.5 GB where a CPU build is offered), 0.5 GB on macOS."
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@touch $@
+
+wheels: ## Packages of the image into wheels/, for a build without the network (on Linux)
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --only-binary :all: \
+	  -d wheels -r trainer/requirements.txt -c requirements.lock
+
+image: ## The container image rml-trainer (from wheels/ alone where that folder has packages)
+	@command -v docker >/dev/null || { echo "docker is not installed: https://docs.docker.com/engine/install/" >&2; exit 2; }
+	docker build --tag $(IMAGE) --build-arg SOURCE="$$($(PYTHON) -m launchers.image)" \
+	  --build-arg PIP_ARGS="$$(ls wheels/*.whl >/dev/null 2>&1 && echo --no-index || true)" .
+
+clean: ## Removes .venv, wheels/ and demo/ (never runs/ or best_model/)
+	rm -rf $(VENV) wheels $(DEMO) .pytest_cache .mypy_cache .ruff_cache
