@@ -346,7 +346,7 @@ class Driver:
             "network": self.start.layers,
             "data": str(self.settings.data),
             "seed": self.settings.seed,
-            "test": scores,
+            "test": {k: v for k, v in (scores or {}).items() if k != "images"} or None,
         }
         inputs, targets = layout.test_inputs or layout.inputs, layout.test_targets or layout.targets
         folders = (near(inputs, self.here), near(targets, self.here))
@@ -419,11 +419,11 @@ def records_last(records: list[TrialRecord]) -> int:
 
 
 def near(path: Path, here: Path) -> str:
-    """A folder as config_test.json names it: relative where it lies below `here`."""
-    absolute = Path(os.path.abspath(path))
-    if absolute.is_relative_to(here):
-        return f"./{absolute.relative_to(here)}/"
-    return f"{absolute}/"
+    """A folder as config_test.json names it: relative where it really lies below `here`."""
+    real = path.resolve()
+    if real.is_relative_to(here.resolve()):
+        return f"./{real.relative_to(here.resolve())}/"
+    return f"{real}/"
 
 
 def run_study(settings: Settings, *, resume: bool, here: Path, console: Console) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from math import log
 from pathlib import Path
@@ -221,11 +222,12 @@ def _next_steps(settings: Settings, launcher: str) -> list[str]:
     if launcher == "docker":
         use = "docker run --rm -u $(id -u):$(id -g) -v ${PWD}:/home/ubuntu -w /home/ubuntu "
         use += f"{settings.docker_image} rmldnn {config}"
-        if not settings.data.is_relative_to(Path.cwd()):
-            use = use.replace(" -w ", f" -v {settings.data}:{settings.data}:ro -w ")
+        real = settings.data.resolve()
+        if not real.is_relative_to(Path.cwd().resolve()):
+            use = use.replace(" -w ", f" -v {shlex.quote(f'{real}:{real}:ro')} -w ")
     return [
         "Numbers in brackets are 95 % bootstrap intervals over images.",
-        "Every trial: list_acc.json. The best model: best_model/. Predict the test images and look:",
+        "Every trial: list_acc.json. The best model: best_model/. To predict and look:",
         f"  {use}",
         f"  {paste.trainer('trainer.review')} predictions/output_1.h5",
     ]

@@ -70,10 +70,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
             return {"state": load_file(path)}
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # pickle, zip and torch each raise their own kinds
         found = f"cannot be read as a checkpoint ({type(error).__name__})"
         raise InputError(str(path), found, "a .pt of this program, or .safetensors") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    whole = isinstance(content, dict) and isinstance(content.get("state"), dict)
+    if not whole or content.get("format") != FORMAT:
         raise InputError(str(path), "is not a checkpoint of this program", "a .pt that it wrote")
     return content
 

@@ -60,7 +60,7 @@ def _one_of(kind: str, built: tuple[str, ...]) -> BeforeValidator:
 class Section(BaseModel):
     """A JSON object of the language: its keys are checked, its values are not converted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Checkpoints(Section):
@@ -271,7 +271,7 @@ def read_json(path: str | Path, what: str) -> Any:
         return dict(pairs)
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(str(path), f"no such {what}", "a JSON file", "check the path") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -20,7 +20,7 @@ from trainer.data.transforms import BatchTransform
 from trainer.device import autocast
 from trainer.losses import LossFunction
 from trainer.metrics import Counts, ImageScore
-from trainer.networks import SegmentationNetwork
+from trainer.networks.build import SegmentationNetwork
 
 PIXEL_THRESHOLD = 127
 """Targets hold 0 to 255: above this, a pixel is foreground."""
@@ -84,7 +84,7 @@ def evaluate(
     """Runs the network over `images` in batches.
 
     Counts stay on the device until the end, so that a GPU never waits for a number; the result is
-    the same for every batch size. `masks` are needed where the images have truth.
+    the same for every batch size, but for the Dice loss, a mean over batches. `masks` are needed where the images have truth.
     """
     network.eval()
     losses: list[Tensor] = []
@@ -117,7 +117,10 @@ def evaluate(
     if not at_network:
         return Evaluation(None, [])
     value = float(torch.stack(losses).sum()) / len(images) if losses else None
-    return Evaluation(value, _scores(images, torch.cat(at_network), torch.stack(at_own)))
+    result = Evaluation(value, _scores(images, torch.cat(at_network), torch.stack(at_own)))
+    if console:
+        console.line(_foreground(result.summary()))
+    return result
 
 
 def _own_size_counts(probabilities: Tensor, mask: Tensor) -> Tensor:
@@ -142,6 +145,14 @@ def _told(losses: list[Tensor], at_network: list[Tensor], images: int) -> str:
     accuracy = metrics.accuracy(Counts(*torch.cat(at_network).sum(0).tolist()))
     value = f" (Loss: {float(torch.stack(losses).sum()) / images:.4f})" if losses else ""
     return f"{value} | Accuracy: {accuracy:.3f}"
+
+
+def _foreground(summary: dict[str, float | None]) -> str:
+    if summary["foreground_dice"] is None:
+        return "Foreground Dice: none of the images has foreground"
+    dice, iou = summary["foreground_dice"], summary["iou"]
+    where = "(images with foreground, at their own size)"
+    return f"Foreground Dice: {dice:.3f}, IoU: {iou:.3f} {where}"
 
 
 def as_result(evaluation: Evaluation, evaluated_on: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainer.config import Config
 from trainer.console import Console
-from trainer.networks import SegmentationNetwork, parameter_counts
+from trainer.networks.build import SegmentationNetwork, parameter_counts
 from trainer.parts import Parts, Usage
 
 

@@ -18,6 +18,9 @@ from trainer.data.transforms import resize_of
 from trainer.errors import InputError, joined
 from trainer.networks.description import Network, check_size, parse_network, read_network
 
+TRANSFORMS = ("transforms", "input_transforms", "target_transforms")
+FIXED = ("resize", "normalize")
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -84,10 +87,13 @@ class Usage:
 
     def for_checkpoint(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
-        fixed = [t for t in self.data.transforms if t.name in ("resize", "normalize")]
+        fixed = {
+            name: [{t.name: t.value} for t in getattr(self.data, name) if t.name in FIXED]
+            for name in TRANSFORMS
+        }
         return {
             "image_size": list(self.size) if self.size else None,
-            "transforms": [{t.name: t.value} for t in fixed],
+            **fixed,
             "channels": self.network.in_channels,
             "classes": self.network.classes,
             "scaling": "pixel / 255",
@@ -108,9 +114,10 @@ def usage_of(config: Config, parts: Parts) -> Usage:
     network = _network(config, checkpoint, source)
     data = config.data
     known = checkpoint.get("use", {})
-    if not config.trains and not data.transforms:
-        transforms = [Transform.model_validate(t) for t in known.get("transforms", [])]
-        data = data.model_copy(update={"transforms": transforms})
+    if not config.trains and not any(getattr(data, name) for name in TRANSFORMS):
+        kept = {name: known.get(name, []) for name in TRANSFORMS}
+        transforms = {n: [Transform.model_validate(t) for t in ts] for n, ts in kept.items()}
+        data = data.model_copy(update=transforms)
     size = resize_of(data)
     trained = tuple(known["image_size"]) if known.get("image_size") else None
     if not config.trains and trained and size != trained:

@@ -27,8 +27,11 @@ class PredictionFile:
         self.path = folder / f"output_{epoch}.h5"
         self._beside = folder / f".output_{epoch}.{os.getpid()}.h5"
         self._file = h5py.File(self._beside, "w")
-        self._file.attrs["inputs"] = data.test_input_path or data.input_path or ""
-        self._file.attrs["targets"] = data.test_target_path or ""
+        inputs, targets = data.test_input_path, data.test_target_path
+        if inputs is None:  # a validation part of the training images
+            inputs, targets = data.input_path, data.target_path
+        self._file.attrs["inputs"] = inputs or ""
+        self._file.attrs["targets"] = targets or ""
         self._file.attrs["threshold"] = 0.5
         if mask_threshold is not None:
             self._file.attrs["mask_threshold"] = mask_threshold

@@ -23,7 +23,8 @@ from trainer.errors import NotANumber, Stopped
 from trainer.evaluate import Evaluation, OwnSizeMasks, as_result, evaluate
 from trainer.events import EventLog
 from trainer.losses import LossFunction, build_loss
-from trainer.networks import SegmentationNetwork, build, parameter_counts
+from trainer.networks.build import SegmentationNetwork, build, parameter_counts
+from trainer.networks.description import check_size
 from trainer.networks.weights import find_weights
 from trainer.optimizers import build_optimizer
 from trainer.outputs import TextLogs, print_settings
@@ -74,7 +75,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
 
     # ---- network ----
     torch.manual_seed(parts.seed)
-    weights = find_weights(usage.network, usage.source)
+    weights = find_weights(usage.network, usage.source) if config.trains else None
     network = build(usage.network, weights)
     if config.checkpoints.load:
         console.line(f"Loading model checkpoint from file: {config.checkpoints.load}")
@@ -173,6 +174,9 @@ def _images(pairs: list[Pair], usage: Usage, work: Work) -> ImageSet | None:
     if not pairs:
         return None
     images = ImageSet(pairs, usage.network.in_channels, usage.size, usage.mask_threshold)
+    if usage.size is None:
+        height, width = images.own_size(0)
+        check_size(usage.network, (width, height), f"{pairs[0].image}, without a resize")
     work.run.console.line(f"Pre-loading {len(images)} images...")
     images.preload(torch.get_num_threads(), work.run.stop.asked)
     work.run.stop.check()
@@ -230,6 +234,8 @@ def _train_epoch(
                 )
             if not math.isfinite(value):
                 raise NotANumber(f"the loss is {value} at epoch {epoch}, batch {batch}")
+            if not math.isfinite(norm):
+                raise NotANumber(f"the gradient is {norm} at epoch {epoch}, batch {batch}")
         waiting.clear()
 
     network.train()

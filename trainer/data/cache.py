@@ -1,6 +1,6 @@
 """The images of one part of a data set, decoded and resized once and kept as 8 bit.
 
-    images = ImageSet.load(pairs, channels=3, size=(256, 256), ...)
+    images = ImageSet(pairs, channels=3, size=(256, 256))
     inputs, targets = images.batch(indices)     # uint8 (n, C, H, W), uint8 (n, 1, H, W)
 
 Where everything would take more than half of the free memory, a batch is read from its files each
@@ -24,6 +24,7 @@ from trainer.data.masks import binary
 from trainer.errors import InputError
 
 SHARE_OF_FREE_MEMORY = 0.5
+RESIZE_FIX = 'add {"resize": [256, 256]} to data.transforms'
 
 
 def free_memory_bytes() -> int:
@@ -83,6 +84,10 @@ class ImageSet:
         if pair.mask is None:
             return image, None
         mask = read_mask(pair.mask, self.size)
+        if mask.shape != image.shape[1:]:
+            sizes = [f"{a.shape[-1]}x{a.shape[-2]}" for a in (mask, image)]
+            found = f"is {sizes[0]} pixels, its image {sizes[1]}"
+            raise InputError(str(pair.mask), found, "the same size", RESIZE_FIX)
         return image, mask if self.mask_threshold is None else binary(mask, self.mask_threshold)
 
     def own_size_mask(self, index: int) -> Bytes:
@@ -111,7 +116,6 @@ class ImageSet:
             self._same_size(image, first, index)
             inputs[index] = image
             if targets is not None and mask is not None:
-                self._same_size(mask[None], first, index)
                 targets[index, 0] = mask
 
         with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -126,7 +130,7 @@ class ImageSet:
                 str(self.pairs[index].image),
                 f"is {sizes[0]} pixels, {self.pairs[0].name} is {sizes[1]}",
                 "one size for all",
-                'add {"resize": [256, 256]} to data.transforms',
+                RESIZE_FIX,
             )
 
     def to(self, device: torch.device) -> None:

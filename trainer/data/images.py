@@ -36,7 +36,7 @@ def open_image(path: Path) -> Any:
             found = f"has more than 8 bits a channel (mode {image.mode})"
             raise InputError(str(path), found, "8-bit images", SIXTEEN_BIT_FIX)
         image.load()
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except FileNotFoundError:
         raise InputError(str(path), "there is no such file", "an image") from None

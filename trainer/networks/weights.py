@@ -57,8 +57,11 @@ def find_weights(network: Network, layers: str) -> Path | None:
             f"the imagenet weights of {network.encoder} were not fetched",
             fix=f"python -m trainer.prepare weights {layers}",
         )
-    expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
+    fix = f"delete it and run: python -m trainer.prepare weights {layers}"
+    try:
+        expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(str(path), "the .json with its checksum is missing", fix=fix) from None
     if sha256(path) != expected:
-        fix = f"delete it and run: python -m trainer.prepare weights {layers}"
         raise InputError(str(path), "the checksum is wrong: the file was changed or cut", fix=fix)
     return path

@@ -1,0 +1,84 @@
+"""The numbers against an independent computation in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trainer.metrics import Counts, ImageScore, accuracy, dice, iou, mean, summary, total
+
+
+def counts(predicted: np.ndarray, truth: np.ndarray) -> Counts:
+    cells = [(True, True), (True, False), (False, True), (False, False)]
+    return Counts(*(int(((predicted == p) & (truth == t)).sum()) for p, t in cells))
+
+
+@pytest.mark.parametrize(
+    ("tp", "fp", "fn", "expected_dice", "expected_iou"),
+    [(3, 1, 2, 6 / 9, 3 / 6), (0, 4, 0, 0, 0), (0, 0, 4, 0, 0), (0, 0, 0, 1, 1), (5, 0, 0, 1, 1)],
+)
+def test_dice_and_iou(
+    tp: int, fp: int, fn: int, expected_dice: float, expected_iou: float
+) -> None:
+    assert dice(tp, fp, fn) == expected_dice
+    assert iou(tp, fp, fn) == expected_iou
+
+
+def test_accuracy_is_the_mean_over_both_classes() -> None:
+    rng = np.random.default_rng(0)
+    predicted, truth = rng.random((2, 500)) < np.array([[0.3], [0.2]])
+    per_class = [
+        2 * ((predicted == c) & (truth == c)).sum() / ((predicted == c).sum() + (truth == c).sum())
+        for c in (False, True)
+    ]
+    assert accuracy(counts(predicted, truth)) == pytest.approx(np.mean(per_class), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (Counts(0, 0, 0, 100), 1.0),  # no foreground in truth and prediction
+        (Counts(100, 0, 0, 0), 1.0),  # no background
+        (Counts(0, 0, 50, 50), (0 + 100 / 150) / 2),  # all background predicted
+        (Counts(0, 100, 0, 0), 0.0),  # everything is wrong
+    ],
+)
+def test_a_class_that_is_absent_counts_one(found: Counts, expected: float) -> None:
+    assert accuracy(found) == pytest.approx(expected)
+
+
+def scores() -> list[ImageScore]:
+    """Lesion found, lesion missed, empty and clean, empty with a false pixel."""
+    own = [Counts(4, 4, 0, 8), Counts(0, 0, 4, 12), Counts(0, 0, 0, 16), Counts(0, 1, 0, 15)]
+    net = [Counts(1, 1, 0, 2), Counts(0, 0, 1, 3), Counts(0, 0, 0, 4), Counts(0, 1, 0, 3)]
+    return [ImageScore(f"{n}.png", *c) for n, c in enumerate(zip(net, own, strict=True))]
+
+
+def test_the_summary_sums_at_the_networks_size_and_averages_at_their_own() -> None:
+    assert total(scores()) == Counts(1, 2, 1, 12)
+    result = summary(scores())
+    assert result["accuracy"] == pytest.approx((2 / 5 + 24 / 27) / 2)
+    assert result["foreground_dice"] == pytest.approx((8 / 12 + 0) / 2)
+    assert result["iou"] == pytest.approx((4 / 8 + 0) / 2)
+    assert result["empty_correct"] == 0.5
+
+
+def test_a_set_without_foreground_has_no_foreground_dice() -> None:
+    result = summary(scores()[2:3])
+    assert result == {"accuracy": 1.0, "foreground_dice": None, "iou": None, "empty_correct": 1.0}
+    assert summary(scores()[:1])["empty_correct"] is None
+
+
+def test_a_lesion_lost_by_the_resize_is_still_a_lesion() -> None:
+    score = ImageScore("a.png", Counts(0, 0, 0, 4), Counts(0, 0, 1, 15))
+    assert not score.empty and score.dice == 0
+
+
+def test_a_score_comes_back_from_result_json() -> None:
+    for score in scores():
+        assert ImageScore.from_dict(score.as_dict()) == score
+    assert scores()[0].as_dict()["dice"] == pytest.approx(8 / 12)
+
+
+def test_mean_of_nothing() -> None:
+    assert mean([]) is None and mean([1.0, 2.0]) == 1.5
