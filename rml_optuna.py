@@ -59,6 +59,7 @@ FAILURES_AT_START = 3
 RESTARTS = 3
 RECORD_ATTRIBUTE = "record"
 INTERRUPTED = "interrupted"
+TIME_LIMIT = "time limit"
 
 
 class StudyFailed(RmlError):
@@ -203,8 +204,9 @@ class Driver:
                     return exit_code
                 if record.cause == "" and self.interruption.asked:
                     record.cause = INTERRUPTED
-                if record.cause == "" and self.deadline and time.monotonic() > self.deadline:
-                    record.cause = "time limit"
+                late = self.deadline is not None and time.monotonic() > self.deadline
+                if record.cause == "" and late and record.epochs < self.settings.num_epochs:
+                    record.cause = TIME_LIMIT
                 if record.cause:
                     running.stop(STOP_SECONDS)
                     continue
@@ -246,8 +248,8 @@ class Driver:
         state = TrialState.FAIL
         if record.cause.startswith("pruned"):
             state = TrialState.PRUNED
-        elif record.cause == "time limit" and record.value is not None:
-            state, record.cause = TrialState.COMPLETE, f"time limit after epoch {record.epochs}"
+        elif record.cause == TIME_LIMIT and record.value is not None:
+            state, record.cause = TrialState.COMPLETE, f"{TIME_LIMIT} after epoch {record.epochs}"
         elif record.cause:
             pass
         elif exit_code != 0:

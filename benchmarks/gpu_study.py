@@ -125,17 +125,27 @@ def breakdown(study: Path, wall_seconds: float, probed: dict[str, Any]) -> dict[
     }
 
 
-def cut_trials(records: list[dict[str, Any]]) -> int:
+def cut_trials(records: list[dict[str, Any]], num_epochs: int) -> int:
     """Trials that the time limit of an earlier call ended: the study makes one more for each."""
-    return sum(str(record["cause"]).startswith("time limit") for record in records)
+    cut = [record for record in records if str(record["cause"]).startswith("time limit")]
+    return sum(record["epochs"] < num_epochs for record in cut)
 
 
 # ---- the page ----
+def shown(value: float, form: str) -> str:
+    """A number in a format; a dash where there is none."""
+    return format(value, form) if value else "-"
+
+
 def page(result: dict[str, Any]) -> str:
     """The result as Markdown; every number with its definition."""
     asked, probed, told = result["settings"], result["probe"], result["study"]
     wall, best = told["wall_seconds"], result["best"]
     memory = told["memory_bytes"] or result["gpu_memory_bytes"]
+    rates = ("training", "epochs", "end_to_end")
+    training, epochs, whole = (shown(told[f"images_a_second_{rate}"], ".1f") for rate in rates)
+    epoch, share = shown(told["epoch_seconds"], ".2f"), shown(told["share_of_peak"], ".1%")
+    accuracy = shown(best["max_acc"] if best else 0, ".3f")
     kept = f"{memory / 1e9:.2f} GB" if memory else "-"
     by = "highest of a trial, by torch" if told["memory_bytes"] else "whole GPU, by nvidia-smi"
     missing = "" if asked["device"] == "cuda" else (
@@ -150,7 +160,7 @@ def page(result: dict[str, Any]) -> str:
     )
     return f"""# The published study on {probed["hardware"]}, {result["date"]}
 
-{missing}{told["trials"]} trials ended with {told["epochs"]} epochs together, of \
+{missing}{told["trials"]} trial(s) ended, with {told["epochs"]} epochs together, of \
 {asked["num_trials"]} trials of {asked["num_epochs"]} epochs asked: {told["training_images"]} \
 training images at {asked["image_size"]}x{asked["image_size"]} pixels, batches of \
 {asked["batch_size"]}, network {asked["layers"]} ({probed["parameters"] / 1e6:.2f} M parameters, \
@@ -160,21 +170,21 @@ on one A100X.
 
 | what | value | definition |
 |---|---|---|
-| images/s, training | {told["images_a_second_training"]:.1f} | training images x ended epochs / \
+| images/s, training | {training} | training images x ended epochs / \
 time in training alone |
-| images/s, epochs | {told["images_a_second_epochs"]:.1f} | the same images / time in epochs with \
+| images/s, epochs | {epochs} | the same images / time in epochs with \
 their evaluation |
-| images/s, end to end | {told["images_a_second_end_to_end"]:.1f} | the same images / wall time of \
-the study; published: 49 |
-| seconds an epoch | {told["epoch_seconds"]:.2f} | median; training and evaluation, without \
+| images/s, end to end | {whole} | the same images / wall time of \
+the study; published: 49 (ResUNet, 256x256) |
+| seconds an epoch | {epoch} | median; training and evaluation, without \
 checkpoints |
-| share of the device's peak | {told["share_of_peak"]:.1%} | images/s in training x \
+| share of the device's peak | {share} | images/s in training x \
 {probed["flop_an_image"] / 1e9:.2f} GFLOP an image (forward and backward of convolutions and \
 products, a multiply-add is 2) / {probed["peak_flop_a_second"] / 1e12:.2f} TFLOP/s, measured here \
-just before ({probed["peak_of"]}) |
+({probed["peak_of"]}, highest of all calls) |
 | GPU memory | {kept} | {by} |
 | host memory | {result["host_memory_bytes"] / 1e9:.2f} GB | highest resident size of one process |
-| accuracy | {f"{best['max_acc']:.3f}" if best else "-"} | best epoch of the best trial, CHOSEN ON \
+| accuracy | {accuracy} | best epoch of the best trial, CHOSEN ON \
 THE TEST IMAGES (published protocol, optimistic); published: 0.904 |
 | wall time | {wall:.0f} s | {result["calls"]} call(s) of the driver, added up |
 
@@ -189,8 +199,8 @@ Repeat: `python benchmarks/gpu_study.py {options} --data DATA --out FOLDER`
 # ---- the run ----
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    shown, text = argparse.ArgumentDefaultsHelpFormatter, str(__doc__).partition("\n")[0]
-    parser = argparse.ArgumentParser(description=text, formatter_class=shown)
+    form, text = argparse.ArgumentDefaultsHelpFormatter, str(__doc__).partition("\n")[0]
+    parser = argparse.ArgumentParser(description=text, formatter_class=form)
     parser.add_argument("--data", type=Path, default=Path("data"), help="train and test images")
     parser.add_argument("--out", type=Path, default=Path("gpu-study"), help="folder of this run")
     parser.add_argument("--num-trials", type=int, default=50, help="trials")
@@ -261,8 +271,8 @@ def report(asked: argparse.Namespace, out: Path, probed: dict[str, Any]) -> dict
     calls, study = read_list(out / "calls.json"), out / "runs" / STUDY
     records = read_list(study / "list_acc.json")
     done = [record for record in records if record["state"] == "COMPLETE"]
-    shown = ("device", "num_trials", "num_epochs", "image_size", "batch_size")
-    settings = {key: getattr(asked, key) for key in shown}
+    names = ("device", "num_trials", "num_epochs", "image_size", "batch_size")
+    settings = {key: getattr(asked, key) for key in names}
     return {
         "date": date.today().isoformat(),
         "settings": settings | {"layers": "/".join(Path(asked.layers).parts[-2:])},
@@ -279,7 +289,12 @@ def report(asked: argparse.Namespace, out: Path, probed: dict[str, Any]) -> dict
 def main(arguments: list[str]) -> int:
     """Runs the benchmark; the exit code is the driver's."""
     if arguments[:1] == ["--probe"]:
-        print(json.dumps(probe(arguments[1], int(arguments[2]), arguments[3])))
+        from trainer.errors import RmlError
+
+        try:
+            print(json.dumps(probe(arguments[1], int(arguments[2]), arguments[3])))
+        except RmlError as error:
+            sys.exit(f"error: {error}")
         return 0
     began, asked = time.monotonic(), parse(arguments)
     out = asked.out.absolute()
@@ -290,7 +305,8 @@ def main(arguments: list[str]) -> int:
         if asked.wheels:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
             wheels = [str(path) for path in sorted(asked.wheels.glob("*.whl"))]
-            subprocess.run([*pip, "--target", packages, *wheels], check=True)
+            if code := subprocess.run([*pip, "--target", packages, *wheels]).returncode:
+                return code
         search = (str(PROGRAM_FOLDER), packages, os.environ.get("PYTHONPATH", ""))
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in search if path)}
         command = [sys.executable, __file__, "--probe", layers, str(asked.image_size), asked.device]
@@ -299,7 +315,10 @@ def main(arguments: list[str]) -> int:
             return told.returncode
         probed = json.loads(told.stdout)
 
-        cut = cut_trials(read_list(out / "runs" / STUDY / "list_acc.json"))
+        if (out / "result.json").exists():  # the highest of all calls is the nearest to the truth
+            before = json.loads((out / "result.json").read_text(encoding="utf-8"))["probe"]
+            probed = max(before, probed, key=lambda each: float(each["peak_flop_a_second"]))
+        cut = cut_trials(read_list(out / "runs" / STUDY / "list_acc.json"), asked.num_epochs)
         options = PUBLISHED | {"study-name": STUDY, "data": asked.data.resolve()}
         options |= {"layers": layers, "num-trials": asked.num_trials + cut}
         for name in ("num_epochs", "image_size", "batch_size", "weights"):
@@ -316,6 +335,7 @@ def main(arguments: list[str]) -> int:
     write_json(out / "result.json", result)
     (out / "page.md").write_text(page(result), encoding="utf-8")
     print(page(result))
+    print(f"Kept in {out}. Where trials are left, the same call goes on with them.")
     return exit_code
 
 

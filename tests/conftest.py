@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import json
 import os
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+
+from trainer.stopping import PR_SET_PDEATHSIG
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {"network": "unet", "width": 4, "depth": 2, "in_channels": 3, "activation": "sigmoid"}
@@ -125,7 +128,11 @@ def own_process_state() -> Iterator[None]:
     """What a run changes in its process is put back: folder, signals, threads."""
     import torch
 
-    folder, threads, variable = Path.cwd(), torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    folder, threads, variable = (
+        Path.cwd(),
+        torch.get_num_threads(),
+        os.environ.get("OMP_NUM_THREADS"),
+    )
     handled = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     handlers = [signal.getsignal(number) for number in handled]
     try:
@@ -135,6 +142,8 @@ def own_process_state() -> Iterator[None]:
         torch.set_num_threads(threads)
         for number, handler in zip(handled, handlers, strict=True):
             signal.signal(number, handler)
+        if sys.platform == "linux":  # a parent that ends does not end the tests
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
         if variable is None:
             os.environ.pop("OMP_NUM_THREADS", None)
 
@@ -151,6 +160,13 @@ def run_here(folder: Path, content: Any, *options: str) -> Ended:
     with own_process_state(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([*arguments, "--device", "cpu"])
     return Ended(code, folder, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def own_state() -> Iterator[None]:
+    """Signal handlers and the like are put back after the test."""
+    with own_process_state():
+        yield
 
 
 @pytest.fixture

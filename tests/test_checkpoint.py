@@ -138,7 +138,9 @@ def test_training_goes_on_from_the_loaded_parameters(
         optimizer={"type": "sgd", "learning_rate": 1e-12},
     )
     ended = train(content)
-    loaded, kept = (load_checkpoint(p)["state"] for p in (source, ended.folder / "checkpoints/last.pt"))
+    loaded, kept = (
+        load_checkpoint(p)["state"] for p in (source, ended.folder / "checkpoints/last.pt")
+    )
     weights = [key for key in kept if "running" not in key and "tracked" not in key]
     assert all(torch.allclose(loaded[key], kept[key]) for key in weights)
 
@@ -147,11 +149,15 @@ def test_another_shape_is_skipped_and_nothing_at_all_is_refused(
     trained: Any, train: Train, configuration: Build, tmp_path: Path
 ) -> None:
     grey = tmp_path / "grey.json"
-    grey.write_text('{"network": "unet", "width": 4, "depth": 2, "in_channels": 1, "activation": "sigmoid"}')
+    grey.write_text(
+        '{"network": "unet", "width": 4, "depth": 2, "in_channels": 1, "activation": "sigmoid"}'
+    )
     load = {"load": str(trained.folder / "model/best.pt")}
     ended = train(configuration(layers=str(grey), checkpoints=load))
     assert ended.code == 0, ended.err
-    assert "body.down.0.0.weight: [4, 3, 3, 3] in the file, [4, 1, 3, 3] in the network" in ended.out
+    assert (
+        "body.down.0.0.weight: [4, 3, 3, 3] in the file, [4, 1, 3, 3] in the network" in ended.out
+    )
     other = tmp_path / "other.pt"
     save_checkpoint(other, {"state": {"x": torch.ones(1)}})
     ended = train(configuration(checkpoints={"load": str(other)}), "other")
@@ -197,7 +203,7 @@ def bomb_of_old(path: Path, target: Path) -> None:
 
 
 def bare_pickle(path: Path, target: Path) -> None:
-    path.write_bytes(pickle.dumps(Bomb(target)))
+    path.write_bytes(pickle.dumps(Bomb(target), protocol=2))
 
 
 @pytest.mark.parametrize("make", [bomb_by_torch, bomb_of_old, bare_pickle])

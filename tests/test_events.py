@@ -54,9 +54,7 @@ def test_events_are_added_to_a_file_that_is_there(tmp_path: Path) -> None:
     assert [event["event"] for event in EventReader(tmp_path / "m").new()] == ["start", "end"]
 
 
-def test_without_a_path_nothing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     log = EventLog(None)
     log.write("start")

@@ -243,7 +243,9 @@ def test_masks_are_resized_by_the_nearest_pixel(tmp_path: Path) -> None:
     np.testing.assert_array_equal(small, np.where(TRUTH[2::4, 2::4], 9, 3))
 
 
-def save_pairs(folder: Path, arrays: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> list[Pair]:
+def save_pairs(
+    folder: Path, arrays: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]
+) -> list[Pair]:
     pairs = []
     for number, (image, mask) in enumerate(arrays):
         files = folder / f"{number}.png", folder / f"{number}_mask.png"

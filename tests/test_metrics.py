@@ -17,9 +17,7 @@ def counts(predicted: np.ndarray, truth: np.ndarray) -> Counts:
     ("tp", "fp", "fn", "expected_dice", "expected_iou"),
     [(3, 1, 2, 6 / 9, 3 / 6), (0, 4, 0, 0, 0), (0, 0, 4, 0, 0), (0, 0, 0, 1, 1), (5, 0, 0, 1, 1)],
 )
-def test_dice_and_iou(
-    tp: int, fp: int, fn: int, expected_dice: float, expected_iou: float
-) -> None:
+def test_dice_and_iou(tp: int, fp: int, fn: int, expected_dice: float, expected_iou: float) -> None:
     assert dice(tp, fp, fn) == expected_dice
     assert iou(tp, fp, fn) == expected_iou
 

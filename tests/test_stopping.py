@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,15 +16,6 @@ from trainer.errors import Stopped
 from trainer.stopping import StopRequest
 
 Started = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def own_signals() -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10) -> float:
@@ -43,12 +34,12 @@ def test_the_first_reason_stays() -> None:
     stop.ask("first")
     stop.ask("second")
     assert stop.asked()
-    with pytest.raises(Stopped, match="^first$"):
+    with pytest.raises(Stopped, match=r"^first$"):
         stop.check()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_signals_ask(number: signal.Signals, own_signals: None) -> None:
+def test_signals_ask(number: signal.Signals, own_state: None) -> None:
     stop = StopRequest()
     stop.on_signals()
     os.kill(os.getpid(), number)
@@ -116,11 +107,10 @@ def test_a_batch_that_never_ends_does_not_outlive_its_driver(
     assert process.wait(10) == 3
 
 
-def test_a_parent_that_is_gone_already() -> None:
+def test_a_parent_that_is_gone_already(own_state: None) -> None:
     stop = StopRequest()
-    if stopping.sys.platform == "linux":  # our own parent stays; only the wrong one is told
-        stop.on_parent_death(os.getppid())
-        assert not stop.asked()
+    stop.on_parent_death(os.getppid())
+    assert not stop.asked()
     stop.on_parent_death(1_000_000)
     assert stop.reason == "the driver is gone"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -49,7 +48,8 @@ def lines(text: str, word: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--config=F"], ["--config", "F"], ["--config=", "F"], ["--app=dnn", "--config=F"]]
+    "arguments",
+    [["--config=F"], ["--config", "F"], ["--config=", "F"], ["--app=dnn", "--config=F"]],
 )
 def test_every_spelling_of_config(arguments: list[str]) -> None:
     assert parse(arguments).config == "F"
@@ -104,11 +104,10 @@ def test_describe_a_network(python: Python, data: Path) -> None:
         "divisor": 4,
         "weights": None,
     }
-    layers = load_layers(data)
-    assert content["parameters"] == layers
+    assert content["parameters"] == parameters_of(data)
 
 
-def load_layers(data: Path) -> int:
+def parameters_of(data: Path) -> int:
     from trainer.networks.build import build, parameter_counts
     from trainer.networks.description import read_network
 
@@ -148,7 +147,7 @@ def test_without_names_nothing_is_written(
     (tmp_path / "config.json").write_text(json.dumps(configuration()))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    assert main(["--config=config.json", "--device=cpu"]) == 0
+    assert main(["--config=config.json", "--device=cpu", "--threads=1"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -197,7 +196,7 @@ def test_it_learns(trained: Any) -> None:
 def test_the_learning_rate_falls_by_gamma_each_epoch(trained: Any) -> None:
     rates = [event["learning_rate"] for event in trained.epochs]
     assert rates == pytest.approx([0.02 * 0.9 ** (e - 1) for e in range(1, 6)], rel=1e-9)
-    told = [float(line.split()[-1]) for line in lines(trained.out, "Learning rate: ")]
+    told = [float(line.split()[-1]) for line in lines(trained.out, "] Learning rate: ")]
     assert told == pytest.approx([0.02 * 0.9**e for e in range(1, 6)], rel=1e-4)
 
 
@@ -410,9 +409,7 @@ def test_without_truth_there_are_predictions_only(
         assert (file.attrs["inputs"], file.attrs["targets"]) == (str(data / "test/inputs"), "")
 
 
-def test_a_loss_is_not_needed_to_evaluate(
-    trained: Any, train: Train, configuration: Build
-) -> None:
+def test_a_loss_is_not_needed_to_evaluate(trained: Any, train: Train, configuration: Build) -> None:
     ended = evaluated(trained, train, configuration, "noloss", loss=None)
     assert ended.result["evaluation"]["loss"] is None
     assert ended.result["evaluation"]["accuracy"] == trained.result["best"]["accuracy"]
@@ -465,6 +462,28 @@ def test_a_split_names_the_images_the_seed_and_the_metric(
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.parametrize(("metric", "best"), [("accuracy", 1), ("iou", 2), ("foreground_dice", 3)])
+def test_the_best_epoch_is_that_of_the_metric(
+    train: Train,
+    configuration: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    metric: str,
+    best: int,
+) -> None:
+    scores = iter([(0.9, 0.1, 0.2), (0.8, 0.2, 0.4), (0.7, 0.3, 0.3), (0.9, 0.3, 0.4)])
+
+    def told(*_: Any) -> dict[str, Any]:
+        return dict(zip(("accuracy", "foreground_dice", "iou"), next(scores), strict=True))
+
+    monkeypatch.setattr("trainer.train.as_result", told)
+    split = split_file(tmp_path / "split.json", metric=metric)
+    sections = {"split": split, "test_input_path": None, "test_target_path": None}
+    ended = train(configuration(num_epochs=4, data=sections))
+    assert ended.result["best"]["epoch"] == best
+    assert load_checkpoint(ended.folder / "checkpoints/best.pt")["origin"]["epoch"] == best
+
+
 def test_a_split_without_training_evaluates_its_test_part(
     trained: Any, train: Train, configuration: Build, tmp_path: Path
 ) -> None:
@@ -478,7 +497,10 @@ def test_a_split_without_training_evaluates_its_test_part(
 @pytest.mark.parametrize(
     ("keys", "found"),
     [
-        ({"parts": {"training": ["x.png"], "validation": [], "test": []}}, "not in the data: x.png"),
+        (
+            {"parts": {"training": ["x.png"], "validation": [], "test": []}},
+            "not in the data: x.png",
+        ),
         ({"metric": "f1"}, "metric: Input should be 'accuracy'"),
         ({"schema_version": 2}, "schema_version is 2"),
     ],
@@ -507,7 +529,10 @@ def test_masks_of_zero_and_one_are_nearly_empty_without_a_split(
     assert all(image["empty"] for image in plain.result["evaluation"]["images"])
     assert plain.epochs[0]["foreground_dice"] is None
     assert "Foreground Dice: none of the images has foreground" in plain.out
-    splits = [split_file(tmp_path / f"{cut}.json", masks={"threshold": cut, "values": [0]}) for cut in (0.5, 127.5)]
+    splits = [
+        split_file(tmp_path / f"{cut}.json", masks={"threshold": cut, "values": [0]})
+        for cut in (0.5, 127.5)
+    ]
     known = train(configuration(data={**paths, "split": splits[0]}), "known")
     usual = train(configuration(data={"split": splits[1]}), "usual")
     assert [image["empty"] for image in known.result["evaluation"]["images"]] == [False, False]
@@ -548,17 +573,21 @@ def test_the_first_epoch_is_the_best_on_ties(train: Train, configuration: Build)
         assert ended.result["best"]["epoch"] == 1
     first = next(e for e in ended.epochs if e["accuracy"] == max(scores))
     assert ended.result["best"]["epoch"] == first["epoch"]
-    assert load_checkpoint(ended.folder / "checkpoints/best.pt")["origin"]["epoch"] == first["epoch"]
+    assert (
+        load_checkpoint(ended.folder / "checkpoints/best.pt")["origin"]["epoch"] == first["epoch"]
+    )
 
 
 # ---- mistakes of input ----
 
 
-def test_faults_of_the_data_are_told(train: Train, configuration: Build, data: Path, tmp_path: Path) -> None:
+def test_faults_of_the_data_are_told(
+    train: Train, configuration: Build, data: Path, tmp_path: Path
+) -> None:
     shutil.copytree(data / "train", tmp_path / "train")
     (tmp_path / "train/targets/case_1.png").unlink()
     (tmp_path / "train/targets/case_2.png").rename(tmp_path / "train/targets/caze_2.png")
-    paths = {part: str(tmp_path / "train" / f"{part.split('_')[0]}s") for part in ("input_path", "target_path")}
+    paths = {f"{part}_path": str(tmp_path / "train" / f"{part}s") for part in ("input", "target")}
     ended = train(configuration(data=paths))
     assert ended.code == 2 and "3 faults" in ended.err
     for words in ("case_1.png: has no mask", "case_2.png: has no mask", "caze_2.png: is a mask"):
@@ -566,7 +595,9 @@ def test_faults_of_the_data_are_told(train: Train, configuration: Build, data: P
     assert ended.result["exit_code"] == 2 and ended.events[-1]["exit_code"] == 2
 
 
-def test_a_broken_image_is_named(train: Train, configuration: Build, data: Path, tmp_path: Path) -> None:
+def test_a_broken_image_is_named(
+    train: Train, configuration: Build, data: Path, tmp_path: Path
+) -> None:
     shutil.copytree(data / "test/inputs", tmp_path / "inputs")
     broken = tmp_path / "inputs/case_3.png"
     broken.write_bytes(broken.read_bytes()[:200])
@@ -585,7 +616,7 @@ def test_a_broken_image_is_named(train: Train, configuration: Build, data: Path,
         ({"checkpoints": {"load": "none.pt"}}, "there is no such checkpoint"),
         ({"data": {"input_path": "/none"}}, "there is no such folder"),
         ({"data": {"split": "none.json"}}, "no such split file"),
-        ({"optimizer": {"type": "sgd", "nesterov": True}}, "nesterov"),
+        ({"optimizer": {"type": "sgd", "nesterov": True}}, "nesterov needs a momentum"),
     ],
 )
 def test_a_run_that_cannot_start(
@@ -630,10 +661,9 @@ def test_a_last_batch_of_one_image_that_cannot_be_normalised(
 # ---- ends before its time ----
 
 
-@pytest.mark.parametrize("rate", [1e30, 1e12])
-def test_a_loss_that_is_not_a_number(train: Train, configuration: Build, rate: float) -> None:
+def test_a_loss_that_is_not_a_number(train: Train, configuration: Build) -> None:
     content = configuration(
-        num_epochs=30, optimizer={"type": "sgd", "learning_rate": rate, "momentum": 0.9}
+        num_epochs=30, optimizer={"type": "sgd", "learning_rate": 1e30, "momentum": 0.9}
     )
     ended = train(content)
     assert ended.code == 4
@@ -679,7 +709,7 @@ def test_a_still_heartbeat_ends_a_run(
     process = started(
         "-c",
         "import sys; from trainer.stopping import StopRequest; from trainer.__main__ import main; "
-        "StopRequest.on_still_heartbeat.__defaults__ = (3.0,); "
+        "StopRequest.on_still_heartbeat.__defaults__ = (1.0,); "
         f"sys.exit(main(['--config', {config!r}, '--run-folder', {str(folder)!r}]))",
     )
     assert process.wait(30) == 3
@@ -722,10 +752,10 @@ def test_a_full_disk_is_told_and_earlier_files_stay(
     assert load_checkpoint(folder / "model/best.pt")["state"]
     assert [path.name for path in folder.rglob(".*")] == []
     events = EventReader(folder / "metrics.jsonl").new()
-    assert [event["epoch"] for event in events if event["event"] == "epoch"][0] == 1
+    assert next(event["epoch"] for event in events if event["event"] == "epoch") == 1
 
 
-@pytest.mark.parametrize("kilobytes", [4, 12])
+@pytest.mark.parametrize("kilobytes", [4, 8])
 def test_a_disk_too_full_for_predictions(
     train: Train, configuration: Build, small_disk: Callable[[int], Path], kilobytes: int
 ) -> None:
@@ -758,13 +788,3 @@ def test_errors_of_the_libraries_are_translated() -> None:
     assert translated(RuntimeError("shapes differ")) is None
     known = InputError("a", "b")
     assert translated(known) is known
-
-
-@pytest.mark.skipif(os.cpu_count() == 1, reason="one core")
-def test_threads_are_those_asked_for(python: Python, configuration: Build, tmp_path: Path) -> None:
-    (tmp_path / "c.json").write_text(json.dumps(configuration()))
-    done = python(
-        "-m", "trainer", "--config=c.json", "--run-folder=run", "--threads=2", cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])["threads"] == 2

@@ -158,7 +158,7 @@ def test_light_touches_the_input_only(name: str, side: str) -> None:
     x, y = light.augmented(images, masks, seeded())
     assert torch.equal(y, masks / 255)
     assert not torch.allclose(x, images / 255)
-    assert 0 <= x.min() and x.max() <= 1
+    assert x.min() >= 0 and x.max() <= 1
 
 
 def test_brightness_adds_and_contrast_scales_about_the_mean() -> None:

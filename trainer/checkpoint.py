@@ -139,6 +139,8 @@ class Saver:
         self._events, self._started_from = events, started_from
         self._epoch: dict[str, Any] = {"epoch": 0}
         self._saved = time.monotonic()
+        self.batches = 0
+        """Batches of the running epoch that the network has seen."""
 
     def _content(self) -> dict[str, Any]:
         network = self._usage.network.model_copy(update={"weights": None})
@@ -162,6 +164,7 @@ class Saver:
     def epoch_done(self, event: dict[str, Any]) -> None:
         """An epoch ended: model_checkpoint_N.pt where asked, last.pt now and then."""
         self._epoch = {key: value for key, value in event.items() if key != "seconds"}
+        self.batches = 0
         asked = self._config.checkpoints
         if asked.save and event["epoch"] % asked.interval == 0:
             self._write(asked.save, f"model_checkpoint_{event['epoch']}.pt", self._content())
@@ -177,7 +180,14 @@ class Saver:
             self.last()
 
     def last(self) -> None:
-        """last.pt, with the optimizer's state; seed and epoch give order and augmentation."""
-        training = {"epoch": self._epoch["epoch"], "optimizer": self._optimizer.state_dict()}
+        """last.pt: `epoch` whole epochs and `batches` of the next are behind it.
+
+        With the optimizer's state (which has the learning rate) that is all that a resume needs.
+        """
+        training = {
+            "epoch": self._epoch["epoch"],
+            "batches": self.batches,
+            "optimizer": self._optimizer.state_dict(),
+        }
         self._write(self._folder, "last.pt", {**self._content(), "training": training})
         self._saved = time.monotonic()

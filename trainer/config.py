@@ -213,6 +213,12 @@ class Optimizer(Section):
     relative_tolerance: float = Field(1e-8, description="For Hessian; unused.")
     lr_scheduler: LearningRateSchedule | None = Field(None, description="Left out: constant.")
 
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Optimizer:
+        if self.type == "sgd" and self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError("nesterov needs a momentum above 0 and dampening 0")
+        return self
+
 
 class Loss(Section):
     """What training makes small."""

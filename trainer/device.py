@@ -68,6 +68,11 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """The most that a GPU's memory held of this run so far; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 def device_label(device: torch.device) -> str:
     """For the log: CPU, or CUDA:0 with the GPU's name."""
     if device.type == "cpu":

@@ -83,8 +83,9 @@ def evaluate(
 ) -> Evaluation:
     """Runs the network over `images` in batches.
 
-    Counts stay on the device until the end, so that a GPU never waits for a number; the result is
-    the same for every batch size, but for the Dice loss, a mean over batches. `masks` are needed where the images have truth.
+    Counts stay on the device until the end, so that a GPU never waits for a number; the scores are
+    the same for every batch size (the Dice loss is not: it is a mean over batches). `masks` are
+    needed where the images have truth.
     """
     network.eval()
     losses: list[Tensor] = []

@@ -4,7 +4,7 @@ Events, by the key `event`:
 
     start       device, threads, parameters, images {training, evaluation}, weights
     epoch       epoch, epochs, loss, evaluated_on, evaluation_loss, accuracy, foreground_dice,
-                iou, learning_rate, seconds
+                iou, learning_rate, seconds, memory_bytes (peak on the GPU)
     checkpoint  file, epoch
     end         reason, exit_code
 

@@ -6,7 +6,7 @@ attributes say where the images lie, for `python -m trainer.review`.
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.checkpoint import write_atomically
 from trainer.config import Data
 
 
@@ -22,11 +23,9 @@ class PredictionFile:
 
     def __init__(self, data: Data, epoch: int, mask_threshold: float | None) -> None:
         assert data.test_output_path
-        folder = Path(data.test_output_path)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"output_{epoch}.h5"
-        self._beside = folder / f".output_{epoch}.{os.getpid()}.h5"
-        self._file = h5py.File(self._beside, "w")
+        self.path = Path(data.test_output_path) / f"output_{epoch}.h5"
+        self._buffer = io.BytesIO()  # HDF5 may hide that a disk is full, and leave half a file
+        self._file = h5py.File(self._buffer, "w")
         inputs, targets = data.test_input_path, data.test_target_path
         if inputs is None:  # a validation part of the training images
             inputs, targets = data.input_path, data.target_path
@@ -48,6 +47,4 @@ class PredictionFile:
     ) -> None:
         self._file.close()
         if kind is None:
-            os.replace(self._beside, self.path)
-        else:
-            self._beside.unlink(missing_ok=True)
+            write_atomically(self.path, self._buffer.getvalue())

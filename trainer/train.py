@@ -18,7 +18,7 @@ from trainer.console import Console
 from trainer.data.cache import ImageSet
 from trainer.data.folders import Pair
 from trainer.data.transforms import BatchTransform
-from trainer.device import autocast, device_label, open_device
+from trainer.device import autocast, device_label, open_device, peak_memory_bytes
 from trainer.errors import NotANumber, Stopped
 from trainer.evaluate import Evaluation, OwnSizeMasks, as_result, evaluate
 from trainer.events import EventLog
@@ -138,6 +138,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
                 **{key: scores.get(key) for key in ("accuracy", "foreground_dice", "iou")},
                 "learning_rate": rate,
                 "seconds": time.monotonic() - began,
+                "memory_bytes": peak_memory_bytes(device),
             }
             saver.epoch_done(event)
             if best is None or _better(event, best, parts.metric):
@@ -187,18 +188,28 @@ def _images(pairs: list[Pair], usage: Usage, work: Work) -> ImageSet | None:
 def _steps(
     work: Work, images: ImageSet, epoch: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an epoch on the device. Seed and epoch alone give order and augmentation."""
-    number = (work.parts.seed * 1_000_003 + epoch) % 2**63
-    torch.manual_seed(number)  # dropout
-    randomness = Generator(work.device).manual_seed(number)
-    order = torch.randperm(len(images), generator=Generator().manual_seed(number))
-    for indices in order.split(batch_size):
+    """The batches of an epoch on the device.
+
+    Order, augmentation and dropout follow from seed, epoch and batch alone, so that a run can go on
+    after any batch as if it had not stopped.
+    """
+    shuffle = Generator().manual_seed(_number(work.parts.seed, epoch, 0))
+    order = torch.randperm(len(images), generator=shuffle)
+    randomness = Generator(work.device)
+    for batch, indices in enumerate(order.split(batch_size), start=1):
         raw, raw_targets = images.batch(indices)
         assert raw_targets is not None
         raw = raw.to(work.device, non_blocking=True)
         raw_targets = raw_targets.to(work.device, non_blocking=True)
-        inputs, targets = work.transform.augmented(raw, raw_targets, randomness)
+        number = _number(work.parts.seed, epoch, batch)
+        torch.manual_seed(number)  # dropout
+        inputs, targets = work.transform.augmented(raw, raw_targets, randomness.manual_seed(number))
         yield inputs.contiguous(memory_format=torch.channels_last), targets
+
+
+def _number(seed: int, epoch: int, batch: int) -> int:
+    """One seed for each batch of each epoch of each study seed."""
+    return ((seed * 1_000_003 + epoch) * 1_000_003 + batch) % 2**63
 
 
 def _gradient_norm(network: nn.Module) -> Tensor:
@@ -240,7 +251,7 @@ def _train_epoch(
 
     network.train()
     flushed = time.monotonic()
-    for inputs, targets in _steps(work, images, epoch, batch_size):
+    for batch, (inputs, targets) in enumerate(_steps(work, images, epoch, batch_size), start=1):
         with autocast(work.device):
             logits = network(inputs)
         assert work.loss
@@ -250,6 +261,7 @@ def _train_epoch(
         norm = _gradient_norm(network)
         optimizer.step()
         waiting.append(torch.stack([loss.detach(), norm]))
+        saver.batches = batch
         if run.stop.asked():
             raise Stopped(run.stop.reason)
         if time.monotonic() - flushed > FLUSH_SECONDS:

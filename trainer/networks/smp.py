@@ -69,9 +69,10 @@ def build_smp(network: Network, weights: Path | None) -> nn.Module:
 
 
 def _load_encoder(module: Any, weights: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         module.encoder.load_state_dict(load_file(weights))
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise InputError(str(weights), f"does not fit the encoder: {error}") from None

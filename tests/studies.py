@@ -1,0 +1,141 @@
+"""Whole studies for tests: small data, the command line as a user types it, a fake trainer."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from launchers import Job
+from launchers.choice import Place
+from launchers.fake import FakeLauncher
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ("--num-epochs", "2", "--image-size", "16", "--batch-size", "4", "--launcher", "process")
+
+
+def layers(folder: Path) -> Path:
+    """A tiny network file."""
+    path = folder / "tiny.json"
+    network = {"network": "unet", "width": 2, "depth": 2, "activation": "sigmoid"}
+    path.write_text(json.dumps(network))
+    return path
+
+
+def make_part(folder: Path, images: int, seed: int, value: int = 255, empty: int = 2) -> None:
+    """inputs/ and targets/: noise with a bright square; the last `empty` masks have none."""
+    generator = np.random.default_rng(seed)
+    for name in ("inputs", "targets"):
+        (folder / name).mkdir(parents=True)
+    for number in range(images):
+        image = generator.integers(0, 100, (24, 32)).astype(np.uint8)
+        mask = np.zeros((24, 32), np.uint8)
+        if number < images - empty:
+            top, left = generator.integers(0, 12, 2)
+            mask[top : top + 10, left : left + 12] = value
+            image[mask > 0] += 120
+        Image.fromarray(image).save(folder / "inputs" / f"image_{number:03d}.png")
+        Image.fromarray(mask).save(folder / "targets" / f"image_{number:03d}.png")
+
+
+def make_data(folder: Path, images: int = 16, test: int = 6, value: int = 255) -> Path:
+    """train/ and test/ in the published layout."""
+    make_part(folder / "train", images, 1, value)
+    make_part(folder / "test", test, 2, value)
+    return folder
+
+
+def driver(
+    here: Path, *options: str, environment: dict[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """`python rml_optimization.py …` typed in the folder `here`."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "rml_optimization.py"), *options],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "COLUMNS": "140", **(environment or {})},
+    )
+
+
+def typed_here(here: Path, *options: str) -> tuple[int, str, str]:
+    """The same in this process, which spares the imports: exit code, stdout, stderr."""
+    import rml_optimization
+
+    out, err, folder, arguments = io.StringIO(), io.StringIO(), Path.cwd(), sys.argv
+    os.chdir(here)
+    sys.argv = ["rml_optimization.py", *options]
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            rml_optimization.main()
+        return 0, out.getvalue(), err.getvalue()
+    except SystemExit as end:
+        return int(end.code or 0), out.getvalue(), err.getvalue()
+    finally:
+        os.chdir(folder)
+        sys.argv = arguments
+
+
+def image_scores(names: Iterable[str]) -> list[dict[str, Any]]:
+    """Scores of images for a fake result."""
+    own = {"tp": 50, "fp": 10, "fn": 10, "tn": 100}
+    scores = {"empty": False, "dice": 5 / 6, "iou": 5 / 7, **own, "own": own}
+    return [{"name": name, **scores} for name in names]
+
+
+def fake_trainer(epochs: Callable[[dict[str, Any]], list[float] | int]) -> Callable[[Job], Any]:
+    """A script for FakeLauncher: `epochs(config)` gives accuracies, or an exit code to fail with.
+
+    It writes what a trainer would: checkpoints and result.json, also for the test images.
+    """
+
+    def script(job: Job) -> Iterator[dict[str, Any] | int]:
+        config = json.loads((job.run_folder / "config.json").read_text())["neural_network"]
+        split = json.loads(Path(config["data"]["split"]).read_text())
+        if "input_path" not in config["data"]:
+            scored = {"evaluated_on": "test", "images": image_scores(split["parts"]["test"])}
+            result = {"exit_code": 0, "reason": "done", "evaluation": scored}
+            (job.run_folder / "result.json").write_text(json.dumps(result))
+            yield 0
+            return
+        (job.run_folder / "checkpoints").mkdir()
+        for name in ("best.pt", "last.pt"):
+            (job.run_folder / "checkpoints" / name).write_text(f"{job.trial}")
+        told = epochs(config)
+        if isinstance(told, int):
+            result = {"exit_code": told, "reason": f"planned failure {told}"}
+            (job.run_folder / "result.json").write_text(json.dumps(result))
+            yield told
+            return
+        for epoch, accuracy in enumerate(told, start=1):
+            yield {
+                "event": "epoch",
+                "epoch": epoch,
+                "epochs": config["num_epochs"],
+                "loss": 1 - accuracy,
+                "accuracy": accuracy,
+                "foreground_dice": accuracy / 2,
+                "iou": accuracy / 3,
+                "seconds": 1.0,
+            }
+        scored = {"evaluated_on": "validation", "images": image_scores(["a", "b"])}
+        result = {"exit_code": 0, "reason": "done", "evaluation": scored}
+        (job.run_folder / "result.json").write_text(json.dumps(result))
+        yield 0
+
+    return script
+
+
+def fake_place(epochs: Callable[[dict[str, Any]], list[float] | int]) -> Place:
+    """A place whose trials are played by `fake_trainer`."""
+    return Place(FakeLauncher(fake_trainer(epochs)), "a test")
