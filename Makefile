@@ -54,7 +54,7 @@ $(VENV)/bin/python:
 $(VENV)/installed: $(VENV)/bin/python requirements.lock
 	@test "$$(df -Pk . | awk 'NR==2 {print $$4}')" -gt 8000000 \
 	  || { echo "8 GB of free disk are needed for the packages" >&2; exit 2; }
-	@echo "Downloads the Python packages once: about 3.5 GB on Linux (torch with CUDA; 0.5 GB where a CPU build is offered), 0.5 GB on macOS."
+	@echo "Downloads the Python packages once: about 3 GB on Linux (6 GB on the disk, torch brings CUDA), 0.5 GB on macOS."
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@touch $@
 

@@ -52,4 +52,4 @@ def epoch_event(line: str) -> dict[str, Any] | None:
     except ValueError:
         number = math.nan
     value = number if math.isfinite(number) else None
-    return {"event": "epoch", "epoch": int(epoch[0]), "accuracy": value}
+    return {"event": "epoch", "epoch": int(epoch[0]), "accuracy": value, "evaluated_on": "test"}

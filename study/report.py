@@ -17,7 +17,7 @@ from study.dataset import Dataset, score_of_nothing
 from study.plan import megabytes
 from study.records import TrialRecord
 from study.settings import Settings
-from study.slots import Slot
+from study.slots import Slot, gpus
 from study.start_weights import StartWeights
 from study.statistics import told
 from study.storage import masked
@@ -112,17 +112,17 @@ def print_settings(
         ("Data", str(s.data)),
         *_data_rows(dataset, split),
         ("Launcher", f"{place.launcher.name}: {place.why}"),
-        ("Device, threads", f"{_device(settings, slot)}, {slot.threads} CPU threads a trial"),
+        ("Device, threads", f"{_device(slot)}, {slot.threads} CPU threads a trial"),
         ("Disk", f"about {megabytes(disk_needed)} needed, {megabytes(disk_free)} free"),
         ("Storage", _storage(s.storage)),
     ]
     _grid(rows, console)
 
 
-def _device(settings: Settings, slot: Slot) -> str:
+def _device(slot: Slot) -> str:
     if slot.device != "cpu":
-        return f"GPU {slot.device.partition(':')[2]}"
-    return "CPU (no GPU was found)" if not settings.gpu else "CPU"
+        return f"GPU {slot.device.partition(':')[2]}, {gpus()[0]}"
+    return "CPU (--no-gpu)" if gpus() else "CPU (no GPU was found)"
 
 
 def _storage(url: str) -> str:

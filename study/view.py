@@ -40,6 +40,11 @@ def settings_of(params: dict[str, Any]) -> str:
     return f"{params['optimizer']}, {params['loss']}, rate {params['learning_rate']:.2e}"
 
 
+def _on(event: dict[str, Any]) -> str:
+    """On which images an epoch was evaluated, before the name of its number."""
+    return f"{event['evaluated_on']} " if event.get("evaluated_on") else ""
+
+
 @dataclass
 class Forecast:
     """When the study ends: seconds an epoch and epochs a trial as they were so far."""
@@ -115,7 +120,7 @@ class StudyView:
         dice = f", foreground Dice {number(event.get('foreground_dice'))}"
         self.say(
             f"trial {trial} epoch {event['epoch']}{of}: loss {number(event.get('loss'))}, "
-            f"accuracy {number(event.get('accuracy'))}{dice}{self._end()}"
+            f"{_on(event)}accuracy {number(event.get('accuracy'))}{dice}{self._end()}"
         )
 
     def trial_ended(self, record: TrialRecord) -> None:
@@ -136,7 +141,7 @@ class StudyView:
     def _end(self) -> str:
         counted = [r for r in self._records if not r.cause.startswith("interrupted")]
         left = self._forecast.remaining_seconds(len(counted), int(self._event.get("epoch", 0)))
-        if left is None:
+        if left is None or self._running is None:
             return ""
         at = datetime.now() + timedelta(seconds=left)
         day = "" if at.date() == datetime.now().date() else at.strftime("%a %d %b ")
@@ -166,7 +171,7 @@ class StudyView:
             e = self._event
             epoch = f"epoch {e['epoch']}/{e.get('epochs', '?')}" if e else "starting"
             numbers = (
-                f", loss {number(e.get('loss'))}, accuracy {number(e.get('accuracy'))}, "
+                f", loss {number(e.get('loss'))}, {_on(e)}accuracy {number(e.get('accuracy'))}, "
                 f"foreground Dice {number(e.get('foreground_dice'))}"
                 if e
                 else ""

@@ -328,8 +328,8 @@ def test_foreign_image_is_read_from_out_test(study: Path) -> None:
     running = launcher.launch(a_job)
     assert running.wait(60) == 9
     assert running.poll() == [
-        {"event": "epoch", "epoch": 1, "accuracy": 0.5},
-        {"event": "epoch", "epoch": 2, "accuracy": None},
+        {"event": "epoch", "epoch": 1, "accuracy": 0.5, "evaluated_on": "test"},
+        {"event": "epoch", "epoch": 2, "accuracy": None, "evaluated_on": "test"},
     ]
     log = (a_job.run_folder / "trainer.log").read_text()
     assert sorted(log.splitlines()) == ["on stderr", "on stdout --config=config.json"]

@@ -244,7 +244,8 @@ def test_fake_waits_and_stops(tmp_path: Path) -> None:
     ],
 )
 def test_line_of_out_test(line: str, epoch: int, accuracy: float | None) -> None:
-    assert epoch_event(line) == {"event": "epoch", "epoch": epoch, "accuracy": accuracy}
+    told = {"event": "epoch", "epoch": epoch, "accuracy": accuracy, "evaluated_on": "test"}
+    assert epoch_event(line) == told
 
 
 def test_line_without_accuracy_tells_nothing() -> None:

@@ -6,10 +6,13 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +336,31 @@ def test_breast_images_reach_the_promised_scores(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert number(ended.stdout, "Test accuracy") >= 0.70
     assert number(ended.stdout, "Test foreground Dice") >= 0.45
+
+
+def test_dashboard_shows_the_study_while_it_runs(data: Path, tmp_path: Path) -> None:
+    given = options(tmp_path, data, "--num-trials", "2", "--num-epochs", "2000")
+    driver = begun(tmp_path, *given)
+    dashboard = None
+    try:
+        wait_for(tmp_path / "runs/s/trial-0000/metrics.jsonl", '"epoch"')
+        program = str(Path(sys.executable).with_name("optuna-dashboard"))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [program, "--port", str(port), "sqlite:///rml_study.db"]
+        dashboard = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 60
+        studies_told: list[dict[str, Any]] = []
+        while not studies_told and time.monotonic() < end:
+            time.sleep(0.5)
+            with suppress(OSError):
+                address = f"http://127.0.0.1:{port}/api/studies"
+                studies_told = json.load(urllib.request.urlopen(address))["study_summaries"]
+        assert [told["study_name"] for told in studies_told] == ["s"]
+        assert driver.poll() is None
+    finally:
+        if dashboard:
+            dashboard.kill()
+        driver.send_signal(signal.SIGINT)
+        driver.communicate(timeout=60)
