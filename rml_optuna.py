@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import time
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -22,13 +22,16 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
 from launchers import Job, Running
 from launchers.choice import Place, choose_launcher
 from study import failures, paste
 from study.dataset import Dataset, read_dataset
+from study.foreign import check_foreign
 from study.lock import DriverLock
 from study.plan import UNKNOWN_PARAMETERS, check_disk, describe, disk_needed_bytes
+from study.promotion import Promotion, best_of
 from study.records import (
     SPLIT_FILE,
     Records,
@@ -43,10 +46,10 @@ from study.slots import Slot, choose_slot
 from study.space import render, render_test, suggest
 from study.split import make_split
 from study.start_weights import StartWeights, find_start_weights
-from study.storage import DEFAULT_STORAGE, Storage, masked
+from study.storage import DEFAULT_STORAGE, MadeWith, Storage, masked, masked_text
 from study.view import StudyView
 from trainer.data.split import Split, read_split
-from trainer.errors import InputError, NoSpace, RmlError
+from trainer.errors import InputError, RmlError
 from trainer.events import RESULT_FILE
 
 POLL_SECONDS = 0.1
@@ -59,7 +62,6 @@ FAILURES_AT_START = 3
 RESTARTS = 3
 RECORD_ATTRIBUTE = "record"
 INTERRUPTED = "interrupted"
-TIME_LIMIT = "time limit"
 
 
 class StudyFailed(RmlError):
@@ -94,7 +96,7 @@ class Interruption:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
             if self.running:
-                self.running.stop(grace_seconds=0)
+                self.running.kill()
             os._exit(130)
         self.asked = True
 
@@ -112,9 +114,9 @@ class Driver:
     start: StartWeights
     study: optuna.Study
     records: Records
+    promotion: Promotion
     view: StudyView
     interruption: Interruption
-    here: Path
     deadline: float | None
 
     @property
@@ -127,17 +129,17 @@ class Driver:
         """Runs one trial to its end and tells it; the record of it."""
         params = suggest(trial, self.settings)
         self.view.trial_started(trial.number, params)
-        record = TrialRecord(
-            trial=trial.number,
-            state="FAIL",
-            optimizer=params["optimizer"],
-            lr=params["learning_rate"],
-            loss=params["loss"],
-            weights=self.start.label,
-            evaluated_on=self.settings.select_on,
-        )
         began = time.monotonic()
         for restart in range(RESTARTS + 1):
+            record = TrialRecord(
+                trial=trial.number,
+                state="FAIL",
+                optimizer=params["optimizer"],
+                lr=params["learning_rate"],
+                loss=params["loss"],
+                weights=self.start.label,
+                evaluated_on=self.settings.select_on,
+            )
             run_folder = self.new_run_folder(run_name(trial.number))
             self.write_config(run_folder, params)
             exit_code = self.watch(self.start_job(run_folder, trial.number), trial, record)
@@ -204,9 +206,9 @@ class Driver:
                     return exit_code
                 if record.cause == "" and self.interruption.asked:
                     record.cause = INTERRUPTED
-                late = self.deadline is not None and time.monotonic() > self.deadline
-                if record.cause == "" and late and record.epochs < self.settings.num_epochs:
-                    record.cause = TIME_LIMIT
+                unfinished = record.epochs < self.settings.num_epochs
+                if record.cause == "" and unfinished and self.late():
+                    record.cause = f"{INTERRUPTED} by the time limit"
                 if record.cause:
                     running.stop(STOP_SECONDS)
                     continue
@@ -234,9 +236,10 @@ class Driver:
         self.view.epoch(trial.number, event)
         if value is None:
             return
-        if epoch not in known:
-            trial.report(value, epoch)
-            known[epoch] = value
+        if epoch in known:  # a trial that begins again: the study heard of this epoch before
+            return
+        trial.report(value, epoch)
+        known[epoch] = value
         if epoch < self.settings.num_epochs and self.settings.prune and trial.should_prune():
             record.cause = f"pruned at epoch {epoch}: below the median of the trials before"
 
@@ -248,8 +251,6 @@ class Driver:
         state = TrialState.FAIL
         if record.cause.startswith("pruned"):
             state = TrialState.PRUNED
-        elif record.cause == TIME_LIMIT and record.value is not None:
-            state, record.cause = TrialState.COMPLETE, f"{TIME_LIMIT} after epoch {record.epochs}"
         elif record.cause:
             pass
         elif exit_code != 0:
@@ -273,18 +274,19 @@ class Driver:
     def ended(self) -> list[TrialRecord]:
         """Records of all trials that were told, in trial order."""
         told = self.study.get_trials(deepcopy=False, states=_TOLD)
-        return [TrialRecord(**t.user_attrs[RECORD_ATTRIBUTE]) for t in told if _has_record(t)]
+        return [
+            TrialRecord.from_dict(t.user_attrs[RECORD_ATTRIBUTE]) for t in told if _has_record(t)
+        ]
 
-    def ask(self) -> optuna.Trial:
-        """The next trial, from a sampler that study seed and place in the study alone decide.
+    def seed_sampler(self) -> None:
+        """A new sampler for the next trial, from study seed and place in the study alone.
 
         The place counts the trials that ended by themselves, so that a study that was interrupted
         asks what it would have asked without.
         """
-        place = len([r for r in self.ended() if r.cause != INTERRUPTED])
+        place = len([r for r in self.ended() if not r.cause.startswith(INTERRUPTED)])
         seed = (self.settings.seed * 1_000_003 + place) % 2**32
         self.study.sampler = optuna.samplers.TPESampler(seed=seed)
-        return self.study.ask()
 
     def adopt(self) -> list[optuna.Trial]:
         """Trials that a killed driver left running keep their numbers and begin again; those that
@@ -292,83 +294,50 @@ class Driver:
         left = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         repeated = {t.user_attrs.get("repeats") for t in self.study.get_trials(deepcopy=False)}
         for record in self.ended():
-            if record.cause == INTERRUPTED and record.trial not in repeated:
+            if record.cause.startswith(INTERRUPTED) and record.trial not in repeated:
                 params = self.study.trials[record.trial].params
                 self.study.enqueue_trial(params, user_attrs={"repeats": record.trial})
+        self.seed_sampler()
         return [optuna.trial.Trial(self.study, t._trial_id) for t in left]
 
     def run(self) -> None:
         """Trials until there are enough of them; raises Interrupted, InputError, StudyFailed."""
         waiting = self.adopt()
-        at_start = 0
+        self.keep_records()
+        failures_at_start = 0
         while True:
-            records = self.ended()
-            self.records.keep_checkpoints(records, self.settings.keep_checkpoints)
-            done = [r for r in records if r.cause != INTERRUPTED]
+            done = [r for r in self.ended() if not r.cause.startswith(INTERRUPTED)]
             if self.interruption.asked:
                 raise Interrupted
             if not waiting and len(done) >= self.settings.num_trials:
                 return
-            if self.deadline and time.monotonic() > self.deadline:
+            if self.late():
                 self.view.say("the time limit is reached")
                 return
-            trial = waiting.pop(0) if waiting else self.ask()
+            self.seed_sampler()
+            trial = waiting.pop(0) if waiting else self.study.ask()
             record = self.run_trial(trial)
-            if record.cause != INTERRUPTED:
-                at_start = at_start + 1 if record.state == "FAIL" else 0
-            records = self.ended()
-            self.records.write_list(records)
-            self.promote(records)
-            if at_start >= FAILURES_AT_START and all(r.state == "FAIL" for r in records):
+            self.keep_records()
+            if not record.cause.startswith(INTERRUPTED):
+                failures_at_start = failures_at_start + 1 if record.state == "FAIL" else 0
+            if failures_at_start >= FAILURES_AT_START and not best_of(self.ended()):
                 log = failures.last_lines(self.folder / run_name(trial.number))
-                raise StudyFailed(
-                    f"the first {at_start} trials failed; the end of the last one's log:\n{log}"
-                )
+                told = f"the first {failures_at_start} trials failed; the end of the last log:"
+                raise StudyFailed(f"{told}\n{log}")
+
+    def keep_records(self) -> None:
+        """Brings list, best model and kept checkpoints up to what the study knows."""
+        records = self.ended()
+        if records:
+            self.records.write_list(records, self.settings.metric)
+            self.promotion.promote(best_of(records))
+            self.records.keep_checkpoints(records, self.settings.keep_checkpoints)
+
+    def late(self) -> bool:
+        """Whether the time limit is over."""
+        return self.deadline is not None and time.monotonic() > self.deadline
 
     # ---- the best model ----
-    def best(self, records: list[TrialRecord]) -> TrialRecord | None:
-        """The trial with the highest value, the first of them."""
-        done = [r for r in records if r.state == "COMPLETE" and r.value is not None]
-        return max(done, key=lambda r: (r.value or 0.0, -r.trial), default=None)
-
-    def promote(self, records: list[TrialRecord], scores: dict[str, Any] | None = None) -> None:
-        """Makes the best trial's checkpoint the study's model; `scores` are those on test."""
-        best = self.best(records)
-        if best is None or (scores is None and best.trial != records_last(records)):
-            return
-        checkpoint = checkpoint_of(self.folder / run_name(best.trial), best.epoch_max_acc)
-        if checkpoint is None:
-            return
-        layout = self.dataset.layout
-        origin = {
-            **best.as_dict(self.settings.study_name),
-            "value": best.value,
-            "metric": self.settings.metric,
-            "image_size": self.settings.image_size,
-            "network": self.start.layers,
-            "data": str(self.settings.data),
-            "seed": self.settings.seed,
-            "test": {k: v for k, v in (scores or {}).items() if k != "images"} or None,
-        }
-        inputs, targets = layout.test_inputs or layout.inputs, layout.test_targets or layout.targets
-        folders = (near(inputs, self.here), near(targets, self.here))
-        split = None if self.place.foreign else self.folder / SPLIT_FILE
-
-        def config_for(model: str) -> dict[str, Any]:
-            return render_test(
-                self.settings,
-                layout,
-                best.loss,
-                load=f"{model}/best_model_file.pt",
-                split=f"{model}/{SPLIT_FILE}" if split else None,
-                output="./predictions/",
-                folders=folders,
-                layers=f"{model}/layers.json" if self.place.foreign else None,
-            )
-
-        layers = self.folder / run_name(best.trial) / "layers.json" if self.place.foreign else None
-        self.records.promote(checkpoint, origin, config_for, split, layers)
-
     def test(self, best: TrialRecord) -> dict[str, Any] | None:
         """Scores of the best checkpoint on the test images, read once for it; None where a foreign
         image tells none."""
@@ -403,9 +372,7 @@ class Driver:
                 reason = failures.reason_of(run_folder, exit_code)
                 (run_folder / RESULT_FILE).unlink(missing_ok=True)
                 raise StudyFailed(f"the test images could not be evaluated: {reason}")
-        result: dict[str, Any] = json.loads((run_folder / RESULT_FILE).read_text(encoding="utf-8"))
-        scores: dict[str, Any] = result["evaluation"]
-        return scores
+        return read_result(run_folder)
 
 
 _TOLD = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -413,19 +380,6 @@ _TOLD = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 def _has_record(trial: FrozenTrial) -> bool:
     return RECORD_ATTRIBUTE in trial.user_attrs
-
-
-def records_last(records: list[TrialRecord]) -> int:
-    """The number of the trial that was told last."""
-    return records[-1].trial if records else -1
-
-
-def near(path: Path, here: Path) -> str:
-    """A folder as config_test.json names it: relative where it really lies below `here`."""
-    real = path.resolve()
-    if real.is_relative_to(here.resolve()):
-        return f"./{real.relative_to(here.resolve())}/"
-    return f"{real}/"
 
 
 def run_study(settings: Settings, *, resume: bool, here: Path, console: Console) -> int:
@@ -463,66 +417,56 @@ def _run_locked(
         dataset = read_dataset(
             settings.data, lambda done, total: status.update(f"reading the data: {done}/{total}")
         )
-    foreign_rules(settings, place, dataset)
+    if place.foreign:
+        check_foreign(settings, dataset)
     size = describe(settings.layers)
-    parameters = size["parameters"] if size else UNKNOWN_PARAMETERS
-    needed = disk_needed_bytes(parameters, settings)
+    needed = disk_needed_bytes(size["parameters"] if size else UNKNOWN_PARAMETERS, settings)
     free = check_disk(here, needed)
     slot = choose_slot(settings.gpu, settings.threads)
     start = find_start_weights(settings, folder)
-    split = (
-        read_split(folder / SPLIT_FILE)
-        if resume and (folder / SPLIT_FILE).exists()
-        else make_split(
-            dataset,
-            seed=settings.seed,
-            select_on=settings.select_on,
-            metric=settings.metric,
-            group_by=settings.group_by,
-            given=str(settings.split) if settings.split else None,
-        )
+    settings = replace(settings, weights=start.decided)
+    split_file = folder / SPLIT_FILE
+    if resume and split_file.exists():
+        split = read_split(split_file)
+    else:
+        split = make_split(dataset, settings)
+    made_with = MadeWith(
+        settings.options(),
+        settings.fixed(),
+        dataset.fingerprint,
+        start.network_checksum,
+        start.checksum,
     )
-    recorded = {**settings.recorded(), "network": start.fingerprint}
     if resume:
-        study = storage.resume(settings.study_name, recorded, dataset.fingerprint)
-    print_settings(
-        settings,
-        place,
-        slot,
-        dataset,
-        split,
-        start,
-        parameters if size else None,
-        needed,
-        free,
-        console,
-    )
+        study = storage.resume(settings.study_name, made_with)
+    print_settings(settings, place, slot, dataset, split, start, size, needed, free, console)
     if not resume:
-        study = storage.create(settings.study_name, recorded, dataset.fingerprint, settings.metric)
-    write_json(folder / SPLIT_FILE, split.model_dump())
+        study = storage.create(settings.study_name, made_with, settings.metric)
+    write_json(split_file, split.model_dump())
     start.put_in_place()
-    warmup = max(FEWEST_EPOCHS, math.ceil(settings.num_epochs / 5))
     study.pruner = optuna.pruners.MedianPruner(
-        n_startup_trials=STARTUP_TRIALS, n_warmup_steps=warmup
+        n_startup_trials=STARTUP_TRIALS,
+        n_warmup_steps=max(FEWEST_EPOCHS, math.ceil(settings.num_epochs / 5)),
     )
     place.launcher.reap(folder)
     view = StudyView(console, settings.num_trials, settings.num_epochs, settings.metric)
+    records = Records(folder, here, view.say)
     timeout = settings.timeout_seconds
     with Interruption() as interruption:
         driver = Driver(
-            settings,
-            folder,
-            place,
-            slot,
-            dataset,
-            split,
-            start,
-            study,
-            Records(folder, here, view.say),
-            view,
-            interruption,
-            here,
-            time.monotonic() + timeout if timeout else None,
+            settings=settings,
+            folder=folder,
+            place=place,
+            slot=slot,
+            dataset=dataset,
+            split=split,
+            start=start,
+            study=study,
+            records=records,
+            promotion=Promotion(settings, folder, here, place, dataset, start, records),
+            view=view,
+            interruption=interruption,
+            deadline=time.monotonic() + timeout if timeout else None,
         )
         try:
             with view:
@@ -530,22 +474,19 @@ def _run_locked(
                 driver.run()
             return finish(driver, console)
         except InputError:
-            if not [r for r in driver.ended() if r.cause and not _is_mistake(r)] and all(
-                r.state == "FAIL" for r in driver.ended()
-            ):
+            if not resume and all(_is_mistake(r) for r in driver.ended()):
                 storage.delete(settings.study_name)
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         except Interrupted:
-            console.print(
-                f"interrupted; go on with: {resume_command(settings)}", markup=False, soft_wrap=True
-            )
+            line = f"interrupted; go on with: {resume_command(settings)}"
+            console.print(line, markup=False, soft_wrap=True)
             return 130
-        except OSError as error:
-            with suppress(OSError):
-                driver.records.write_list(driver.ended())
-            raise NoSpace(
-                f"{error}\nnothing written before is lost; go on with: {resume_command(settings)}"
+        except (OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            lines = str(error.__cause__ or error).strip().splitlines()
+            raise StudyFailed(
+                f"the study stopped: {masked_text(lines[0] if lines else repr(error))}\n"
+                f"nothing written before is lost; go on with: {resume_command(settings)}"
             ) from None
 
 
@@ -554,56 +495,38 @@ def _is_mistake(record: TrialRecord) -> bool:
 
 
 def resume_command(settings: Settings) -> str:
-    """What to type to go on."""
-    storage = (
-        "" if settings.storage == DEFAULT_STORAGE else f" --storage {masked(settings.storage)}"
-    )
-    return f"{paste.driver()} --study-name '{settings.study_name}' --resume{storage}"
-
-
-def foreign_rules(settings: Settings, place: Place, dataset: Dataset) -> None:
-    """What a foreign image cannot do: choose on a part of a folder, read other masks than 0/255."""
-    if not place.foreign:
-        return
-    if settings.select_on != "test" or dataset.test is None:
-        raise InputError(
-            f"--docker-image {settings.docker_image}",
-            "is a foreign image: it knows only folders, and no part of one",
-            "--select-on test, with test/inputs and test/targets in the data",
-        )
-    if settings.metric != "accuracy":
-        raise InputError("--metric", "a foreign image tells accuracy only", "--metric accuracy")
-    if set(dataset.masks.values) != {0, 255}:
-        values = ", ".join(map(str, sorted(dataset.masks.values)))
-        raise InputError(
-            f"--docker-image {settings.docker_image}",
-            f"is a foreign image: it divides masks by 255, and they hold {values}",
-            "masks of 0 and 255",
-        )
+    """What to type to go on; a storage with a secret has to be typed by the one who knows it."""
+    command = f"{paste.driver()} --study-name {shlex.quote(settings.study_name)} --resume"
+    if settings.storage == DEFAULT_STORAGE:
+        return command
+    if masked(settings.storage) != settings.storage:
+        return f"{command} (with your --storage)"
+    return f"{command} --storage {shlex.quote(settings.storage)}"
 
 
 def finish(driver: Driver, console: Console) -> int:
     """Test numbers of the best model, and the end's summary; the exit code."""
+    driver.keep_records()
     records = driver.ended()
-    best = driver.best(records)
+    best = best_of(records)
     if best is None:
         causes = "; ".join(sorted({r.cause for r in records if r.cause})) or "no trial ended"
-        raise StudyFailed(f"no trial finished: {causes}")
+        raise StudyFailed(
+            f"no trial finished: {causes}\nto go on: {resume_command(driver.settings)}"
+        )
     scores = driver.test(best)
-    driver.promote(records, scores or {"accuracy": best.max_acc, "evaluated_on": "test"})
-    validation = (
-        json.loads((driver.folder / run_name(best.trial) / RESULT_FILE).read_text(encoding="utf-8"))
-        if (driver.folder / run_name(best.trial) / RESULT_FILE).exists()
-        else {}
-    )
-    print_end(
-        driver.settings,
-        driver.split,
-        best,
-        records,
-        validation.get("evaluation"),
-        scores,
-        driver.place.launcher.name,
-        console,
-    )
+    driver.promotion.promote(best, scores or {"accuracy": best.max_acc, "evaluated_on": "test"})
+    validation = read_result(driver.folder / run_name(best.trial))
+    launcher = driver.place.launcher.name
+    print_end(driver.settings, driver.split, best, records, validation, scores, launcher, console)
     return 0
+
+
+def read_result(run_folder: Path) -> dict[str, Any] | None:
+    """The scores that a run left in its result.json; None for a foreign image."""
+    try:
+        result = json.loads((run_folder / RESULT_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    scores: dict[str, Any] | None = result.get("evaluation")
+    return scores

@@ -125,12 +125,6 @@ def breakdown(study: Path, wall_seconds: float, probed: dict[str, Any]) -> dict[
     }
 
 
-def cut_trials(records: list[dict[str, Any]], num_epochs: int) -> int:
-    """Trials that the time limit of an earlier call ended: the study makes one more for each."""
-    cut = [record for record in records if str(record["cause"]).startswith("time limit")]
-    return sum(record["epochs"] < num_epochs for record in cut)
-
-
 # ---- the page ----
 def shown(value: float, form: str) -> str:
     """A number in a format; a dash where there is none."""
@@ -318,9 +312,8 @@ def main(arguments: list[str]) -> int:
         if (out / "result.json").exists():  # the highest of all calls is the nearest to the truth
             before = json.loads((out / "result.json").read_text(encoding="utf-8"))["probe"]
             probed = max(before, probed, key=lambda each: float(each["peak_flop_a_second"]))
-        cut = cut_trials(read_list(out / "runs" / STUDY / "list_acc.json"), asked.num_epochs)
         options = PUBLISHED | {"study-name": STUDY, "data": asked.data.resolve()}
-        options |= {"layers": layers, "num-trials": asked.num_trials + cut}
+        options |= {"layers": layers, "num-trials": asked.num_trials}
         for name in ("num_epochs", "image_size", "batch_size", "weights"):
             options[name.replace("_", "-")] = getattr(asked, name)
         if asked.time_limit:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 HEARTBEAT_FILE = "heartbeat"
-"""Touched in the run folder by the driver; a trial whose heartbeat stands still stops by itself."""
+"""Touched in the run folder by a thread of the driver; a trial ends where it stands still."""
 
 HEARTBEAT_SECONDS = 2.0
 """How often the driver touches it."""
@@ -43,7 +43,7 @@ class Running(Protocol):
     """A trial that was started."""
 
     def poll(self) -> list[dict[str, Any]]:
-        """Events since the last poll; keeps the trial's heartbeat going.
+        """Events since the last poll.
 
         The last events may be written after the last poll that found it running: poll once more
         when `exit_code` is no longer None.
@@ -53,7 +53,7 @@ class Running(Protocol):
     def exit_code(self) -> int | None:
         """None while it runs; the trainer's exit code; 128 + N where signal N ended it.
 
-        137 (SIGKILL) that `stop` did not cause is most often the kernel: no memory is left.
+        137 (SIGKILL) without `stop` or `kill` is most often the kernel: no memory is left.
         """
 
     def request_stop(self) -> None:
@@ -61,6 +61,9 @@ class Running(Protocol):
 
     def stop(self, grace_seconds: float = 30) -> None:
         """Asks it to stop, waits so long, then kills it. Returns when it is gone."""
+
+    def kill(self) -> None:
+        """Kills it at once and returns without waiting; safe to call from a signal handler."""
 
     def wait(self, timeout_seconds: float | None = None) -> int:
         """Waits until it ends; its exit code. Raises TimeoutError."""

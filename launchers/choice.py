@@ -18,6 +18,7 @@ class Place:
     launcher: Launcher
     why: str
     foreign: bool = False
+    image_id: str | None = None
 
 
 def choose_launcher(asked: str, image: str, image_given: bool, gpu: bool) -> Place:
@@ -37,7 +38,9 @@ def choose_launcher(asked: str, image: str, image_given: bool, gpu: bool) -> Pla
         if reason:
             raise InputError("--launcher docker", reason, fix="mend that, or run with --no-gpu")
         why = "asked for by " + ("--docker-image" if image_given else "--launcher docker")
-        return Place(docker, f"{why}, image {_named(docker, image)}", docker.foreign)
+        return Place(
+            docker, f"{why}, image {_named(docker, image)}", docker.foreign, docker.image.id
+        )
     try:
         docker = DockerLauncher.open(image)
     except InputError as error:
@@ -48,7 +51,7 @@ def choose_launcher(asked: str, image: str, image_given: bool, gpu: bool) -> Pla
         return Place(_process(), why)
     if gpu and (reason := docker.probe_gpu()):
         return Place(_process(), f"no containers: {reason}")
-    return Place(docker, f"an engine answers and has the image {image}")
+    return Place(docker, f"an engine answers and has the image {image}", False, docker.image.id)
 
 
 def _named(docker: DockerLauncher, image: str) -> str:

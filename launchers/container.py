@@ -11,7 +11,7 @@ from launchers import Job, owner
 from launchers.run_folder import device_inside, thread_limits, trainer_options
 
 LABEL = "org.rml-optimization"
-"""Begins the labels of our containers: study_folder, study, trial, host, pid, start_time."""
+"""Begins the labels of our containers: study_folder, study, trial, probe, host, pid, start_time."""
 
 MEMORY_SHARE = 0.9
 PIDS_LIMIT = 4096
@@ -114,11 +114,16 @@ def container_arguments(
             f"{LABEL}.study_folder": str(job.run_folder.parent.resolve()),
             f"{LABEL}.study": job.study,
             f"{LABEL}.trial": str(job.trial),
-            **{f"{LABEL}.{key}": str(value) for key, value in owner.me().items()},
+            **owner_labels(),
         },
         # What it says is collected into the run folder; the engine need not keep it too.
         "log_config": LogConfig(type="none"),
     }
+
+
+def owner_labels() -> dict[str, str]:
+    """Labels that name this process as the owner of a container."""
+    return {f"{LABEL}.{key}": str(value) for key, value in owner.me().items()}
 
 
 def gpu_request(gpu: str) -> list[Any]:

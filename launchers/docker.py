@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from launchers import Job, engine, owner
 from launchers.container import (
@@ -22,6 +22,7 @@ from launchers.container import (
     container_arguments,
     gpu_request,
     hardening,
+    owner_labels,
 )
 from launchers.foreign import OUT_TEST_FILE, OutTestReader
 from launchers.image import SOURCE_LABEL, source_hash
@@ -30,6 +31,7 @@ from launchers.run_folder import (
     STDERR_FILE,
     Heartbeat,
     gpu_name,
+    open_to_append,
     stop_or_kill,
     wait_until_ended,
 )
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
 LOST = 137
 """Exit code of a container that is gone without having told one: it was killed."""
+PROBE_LABEL = f"{LABEL}.probe"
+PROBE_SECONDS = 60.0
 ENGINE_RETURNS_SECONDS = 60.0
 """So long an engine that went away while a trial ran may take to come back."""
 
@@ -54,7 +58,7 @@ class DockerLauncher:
     def __init__(self, client: DockerClient, image: Image, caller: Caller | None = None) -> None:
         self._client, self.image = client, image
         self._caller = caller or Caller.current()
-        self._engine = client.info()
+        self._engine = _info(client)
         self._mounts: dict[tuple[Path, ...], list[Path]] = {}
 
     @classmethod
@@ -75,7 +79,6 @@ class DockerLauncher:
 
     def launch(self, job: Job) -> RunningContainer:
         """Starts the trial; raises InputError if the engine cannot. Nothing is left then."""
-        heartbeat = Heartbeat(job.run_folder)
         if self.foreign:
             # Epochs of an earlier start of the same trial must not be read as this one's.
             (job.run_folder / OUT_TEST_FILE).unlink(missing_ok=True)
@@ -88,20 +91,29 @@ class DockerLauncher:
             gpu_name(job.device, os.environ),
         )
         container = self._create(arguments)
+        heartbeat: Heartbeat | None = None
         try:
+            heartbeat = Heartbeat(job.run_folder)
             running = RunningContainer(container, job.run_folder, heartbeat, self.foreign)
             container.start()
         except BaseException as error:
             _remove(self._client, str(container.id))
-            heartbeat.end()
+            if heartbeat:
+                heartbeat.end()
             raise _told(error) from None
         return running
 
     def reap(self, study_folder: Path) -> int:
-        """Removes containers of the study that a dead driver of this host left; how many."""
+        """Removes containers of the study that a dead driver of this host left; how many.
+
+        Probes that were left go too, uncounted.
+        """
+        self._remove_left(PROBE_LABEL)
+        return self._remove_left(f"{LABEL}.study_folder={study_folder.resolve()}")
+
+    def _remove_left(self, label: str) -> int:
         ended = 0
-        chosen = {"label": [f"{LABEL}.study_folder={study_folder.resolve()}"]}
-        for found in self._client.api.containers(all=True, filters=chosen):
+        for found in self._client.api.containers(all=True, filters={"label": [label]}):
             whose = {
                 key: found["Labels"].get(f"{LABEL}.{key}", "")
                 for key in ("host", "pid", "start_time")
@@ -123,13 +135,18 @@ class DockerLauncher:
             "image": self.image.id,
             "command": command,
             "device_requests": gpu_request(gpu_name(device, os.environ) or "0"),
+            "labels": {PROBE_LABEL: "", **owner_labels()},
         }
         container = self._create(arguments, auto_remove=False)
+        deadline = time.monotonic() + PROBE_SECONDS
         try:
             container.start()
-            code = container.wait()["StatusCode"]
+            code = container.wait(timeout=PROBE_SECONDS)["StatusCode"]
             said = container.logs(tail=5).decode(errors="replace").strip()
         except Exception as error:
+            if time.monotonic() >= deadline:
+                waited = f"{PROBE_SECONDS:g} s"
+                return f"a container of '{self.image.name}' did not find {device} within {waited}"
             told = _told(error)
             if not isinstance(told, InputError):
                 raise
@@ -176,16 +193,13 @@ class RunningContainer:
             # Our trainer writes its log itself.
             self._events = EventReader(run_folder / METRICS_FILE)
             said, file = container.attach(stdout=False, stderr=True, stream=True), STDERR_FILE
-        self._collector = threading.Thread(
-            target=_collect, args=(said, run_folder / file), daemon=True
-        )
+        out = open_to_append(run_folder / file)
+        self._collector = threading.Thread(target=_collect, args=(said, out), daemon=True)
         self._collector.start()
         threading.Thread(target=self._await_end, daemon=True).start()
 
     def poll(self) -> list[dict[str, Any]]:
-        """Events since the last poll; keeps the trial's heartbeat going."""
-        if self._exit_code is None:
-            self._heartbeat.beat()
+        """Events since the last poll."""
         return self._events.new()
 
     @property
@@ -199,17 +213,22 @@ class RunningContainer:
 
     def stop(self, grace_seconds: float = 30) -> None:
         """Asks it to stop, waits so long, then kills it. Returns when the container is gone."""
-        stop_or_kill(self, lambda: self._signal("SIGKILL"), grace_seconds)
+        stop_or_kill(self, grace_seconds)
+
+    def kill(self) -> None:
+        """Asks the engine to kill it at once; does not wait."""
+        self._signal("SIGKILL")
 
     def wait(self, timeout_seconds: float | None = None) -> int:
         """Waits until it ends; its exit code. Raises TimeoutError."""
-        return wait_until_ended(self, self._heartbeat.beat, timeout_seconds)
+        return wait_until_ended(self, timeout_seconds)
 
     def _signal(self, name: str) -> None:
         from docker.errors import APIError
+        from requests.exceptions import RequestException
 
         # Not found (404) or not running (409): it has ended by itself meanwhile.
-        with suppress(APIError):
+        with suppress(APIError, RequestException):
             self.container.kill(signal=name)
 
     def _await_end(self) -> None:
@@ -231,6 +250,16 @@ def _find(client: DockerClient, name: str) -> Image:
     return Image(name, str(found.id), found.labels.get(SOURCE_LABEL))
 
 
+def _info(client: DockerClient) -> dict[str, Any]:
+    from docker.errors import APIError
+    from requests.exceptions import RequestException
+
+    try:
+        return dict(client.info())
+    except (APIError, RequestException) as error:
+        raise engine.connection_error("", error) from None
+
+
 def _end_of(container: Container) -> int:
     """Waits until the container is gone; its exit code, LOST if nobody knows it any more."""
     from docker.errors import APIError
@@ -249,12 +278,12 @@ def _end_of(container: Container) -> int:
     return LOST
 
 
-def _collect(said: Iterable[bytes], file: Path) -> None:
-    """Writes what a container says to `file`; reads on when the disk is full, else it would block.
+def _collect(said: Iterable[bytes], out: BinaryIO) -> None:
+    """Writes what a container says to `out`; reads on when the disk is full, else it would block.
 
     The connection may break off at the end: with the container, or with the engine.
     """
-    with file.open("ab", buffering=0) as out, suppress(OSError, ValueError):
+    with out, suppress(OSError, ValueError):
         for part in said:
             with suppress(OSError):
                 out.write(part)

@@ -13,6 +13,10 @@ Script = Callable[[Job], Iterable[dict[str, Any] | int]]
 """The events of a trial in order, one a poll; a number ends it with that exit code (default 0)."""
 
 
+KILLED = 137
+"""Exit code of a trial that SIGKILL ended."""
+
+
 class FakeLauncher:
     """Starts trials that follow `script`. `launched` has the jobs, in order."""
 
@@ -59,6 +63,11 @@ class RunningFake:
     def stop(self, grace_seconds: float = 30) -> None:
         """Ends it at once."""
         self.request_stop()
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        if self._exit_code is None:
+            self._exit_code = KILLED
 
     def wait(self, timeout_seconds: float | None = None) -> int:
         """Follows the script to its end; its exit code."""

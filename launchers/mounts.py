@@ -29,16 +29,26 @@ KEPT = frozenset(
 """Folders of the container that a mount must not hide (what lies in them may be mounted)."""
 
 
+MOST_FILES = 64
+"""So many linked files of one folder are mounted one by one; for more it is the folder."""
+
+
+def private_folders() -> frozenset[Path]:
+    """KEPT, the caller's home folder, and what that lies in."""
+    home = Path(os.path.expanduser("~"))
+    return KEPT.union(*((path, *path.parents) for path in (home, home.resolve())))
+
+
 def mounts(inputs: Iterable[Path], run_folder: Path) -> list[Path]:
     """The paths to mount read-only for `inputs`, sorted; none of them inside another.
 
-    For a link in an input folder to a file elsewhere it is the folder of that file: one mount for
-    many links. What lies in the run folder is left out, which is mounted by itself to be written.
-    Links to nothing are left out. Raises InputError for an input that is not there or that would
-    hide a folder of the container.
+    For a link in an input folder to a file elsewhere it is that file; where more than MOST_FILES of
+    one folder are linked, it is that folder, unless that would show the caller's home folder or
+    hide a folder of the container. Links to such folders, and to nothing, are left out. So is what
+    lies in the run folder, which is mounted by itself to be written. Raises InputError for an input
+    that is not there or that would hide a folder of the container.
     """
-    places: set[Path] = set()
-    walked: set[Path] = set()
+    found = _Found(private_folders())
     for path in inputs:
         path = Path(os.path.normpath(path))
         if not path.exists():
@@ -46,7 +56,8 @@ def mounts(inputs: Iterable[Path], run_folder: Path) -> list[Path]:
         if path in KEPT or (path.resolve() in KEPT and path.is_dir()):
             fix = "move the data into a folder of their own, or use --launcher process"
             raise InputError(str(path), "would hide a folder of the container", fix=fix)
-        _add(path, places, walked)
+        found.add(path)
+    places = found.places()
     own = (run_folder, run_folder.resolve())
     outside = {place for place in places if not any(_covers(folder, place) for folder in own)}
     return [
@@ -78,33 +89,48 @@ def _follow_one(path: Path) -> Path | None:
     return None
 
 
-def _add(path: Path, places: set[Path], walked: set[Path]) -> None:
-    """Adds `path`, its hops, and what the links in it lead to."""
-    on_the_way = hops(path)
-    places.update(on_the_way)
-    real = on_the_way[-1]
-    if real not in walked and real.is_dir():
-        walked.add(real)
-        for link in _links_in(real):
-            _add_target(link, places, walked)
+class _Found:
+    """What has to be mounted, as it is found. None of `spared` is mounted for a link's sake."""
 
+    def __init__(self, spared: frozenset[Path]) -> None:
+        self._spared = spared
+        self._places: set[Path] = set()
+        self._walked: set[Path] = set()
+        self._linked: dict[Path, set[str]] = {}
 
-def _add_target(link: Path, places: set[Path], walked: set[Path]) -> None:
-    """Adds what `link` names: a folder, or the folder of a file."""
-    if not link.exists():
-        return
-    while link.is_symlink():
-        target = Path(os.path.normpath(link.parent / os.readlink(link)))
-        if target.is_dir():
-            if target not in KEPT:
-                _add(target, places, walked)
+    def add(self, path: Path) -> None:
+        """`path`, its hops, and what the links in it lead to."""
+        on_the_way = hops(path)
+        self._places.update(on_the_way)
+        real = on_the_way[-1]
+        if real not in self._walked and real.is_dir():
+            self._walked.add(real)
+            for link in _links_in(real):
+                self._add_target(link)
+
+    def _add_target(self, link: Path) -> None:
+        """What `link` names, hop by hop: files, or a folder."""
+        if not link.exists():
             return
-        folder = target.parent
-        if folder in KEPT:
-            places.add(target)
-        elif folder not in places:
-            places.update(hops(folder))
-        link = target
+        while link.is_symlink():
+            target = Path(os.path.normpath(link.parent / os.readlink(link)))
+            if target.is_dir():
+                if self._spared.isdisjoint(hops(target)):
+                    self.add(target)
+                return
+            self._linked.setdefault(target.parent, set()).add(target.name)
+            link = target
+
+    def places(self) -> set[Path]:
+        """All of it; of a folder with many linked files, the folder."""
+        found = set(self._places)
+        for folder, names in self._linked.items():
+            on_the_way = hops(folder)
+            if len(names) > MOST_FILES and self._spared.isdisjoint(on_the_way):
+                found.update(on_the_way)
+            else:
+                found.update(place / name for place in on_the_way for name in names)
+        return found
 
 
 def _links_in(folder: Path) -> list[Path]:

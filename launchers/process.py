@@ -21,6 +21,7 @@ from launchers.run_folder import (
     Heartbeat,
     device_inside,
     gpu_name,
+    open_to_append,
     stop_or_kill,
     thread_limits,
     trainer_options,
@@ -56,19 +57,24 @@ class ProcessLauncher:
 
     def launch(self, job: Job) -> RunningProcess:
         """Starts the trial. `memory_bytes` is not enforced: CUDA needs address space freely."""
-        heartbeat = Heartbeat(job.run_folder)
+        environment = child_environment(job, self._program, os.environ)
         options = trainer_options(device_inside(job.device), job.threads)
-        with (job.run_folder / STDERR_FILE).open("ab") as stderr, _on_cores(job.cores):
-            child = subprocess.Popen(
-                [*self._prefix, *options, "--parent-pid", str(os.getpid())],
-                cwd=job.run_folder,
-                env=child_environment(job, self._program, os.environ),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                # Its own session: a Ctrl-C in the terminal reaches only the driver.
-                start_new_session=True,
-            )
+        with open_to_append(job.run_folder / STDERR_FILE) as stderr, _on_cores(job.cores):
+            heartbeat = Heartbeat(job.run_folder)
+            try:
+                child = subprocess.Popen(
+                    [*self._prefix, *options, "--parent-pid", str(os.getpid())],
+                    cwd=job.run_folder,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=stderr,
+                    # Its own session: a Ctrl-C in the terminal reaches only the driver.
+                    start_new_session=True,
+                )
+            except BaseException:
+                heartbeat.end()
+                raise
         _write_process_file(job.run_folder, child.pid)
         return RunningProcess(job.run_folder, child, heartbeat)
 
@@ -111,9 +117,7 @@ class RunningProcess:
         return self._child.pid
 
     def poll(self) -> list[dict[str, Any]]:
-        """Events since the last poll; keeps the trial's heartbeat going."""
-        if self.exit_code is None:
-            self._heartbeat.beat()
+        """Events since the last poll."""
         return self._events.new()
 
     @property
@@ -132,15 +136,21 @@ class RunningProcess:
 
     def stop(self, grace_seconds: float = 30) -> None:
         """Asks it to stop, waits so long, then kills it and its workers."""
-        stop_or_kill(self, lambda: _kill_group(self.pid), grace_seconds)
+        stop_or_kill(self, grace_seconds)
+
+    def kill(self) -> None:
+        """Kills it and its workers at once; does not wait."""
+        # Not Popen.kill: that takes a lock, which the code that a signal interrupted may hold.
+        if self._child.returncode is None:
+            _kill_group(self.pid)
 
     def wait(self, timeout_seconds: float | None = None) -> int:
         """Waits until it ends; its exit code. Raises TimeoutError."""
-        return wait_until_ended(self, self._heartbeat.beat, timeout_seconds)
+        return wait_until_ended(self, timeout_seconds)
 
 
 def child_environment(job: Job, program: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` with what the trial needs: modules, threads, and its GPU alone."""
+    """`environment` with what the trial needs: modules, threads, no network, and its GPU alone."""
     paths = [str(program), environment.get("PYTHONPATH", "")]
     return {
         # GPUs in the order of nvidia-smi and of Docker, not the fastest first.
@@ -148,6 +158,7 @@ def child_environment(job: Job, program: Path, environment: Mapping[str, str]) -
         **environment,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         **thread_limits(job.threads),
+        "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": gpu_name(job.device, environment) or "",
     }
 
@@ -171,7 +182,9 @@ def _on_cores(cores: Sequence[int]) -> Iterator[None]:
 
 def _write_process_file(run_folder: Path, pid: int) -> None:
     beside = run_folder / f"{PROCESS_FILE}.new"
-    beside.write_text(json.dumps({**owner.of(pid), "driver": owner.me()}), encoding="utf-8")
+    beside.unlink(missing_ok=True)
+    with beside.open("x", encoding="utf-8") as file:  # "x" follows no link
+        json.dump({**owner.of(pid), "driver": owner.me()}, file)
     beside.replace(run_folder / PROCESS_FILE)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from launchers import HEARTBEAT_FILE, HEARTBEAT_SECONDS, Running
 from trainer.errors import InputError
@@ -52,47 +56,65 @@ def gpu_name(device: str, environment: Mapping[str, str]) -> str | None:
     return allowed[number]
 
 
+def open_to_append(path: Path) -> BinaryIO:
+    """A file in a run folder, unbuffered. A container that could write there cannot send us on.
+
+    Raises InputError where it is a link, or anything else that is no plain file.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
+            raise
+        raise InputError(str(path), "is not a plain file", fix="remove it") from None
+
+
 class Heartbeat:
-    """The file whose time tells a trial that its driver is there; it beats from the beginning."""
+    """The file whose time tells a trial that its driver is there.
+
+    A thread of its own touches it until `end`, whatever the driver's main thread waits for.
+    """
 
     def __init__(self, run_folder: Path) -> None:
         self._file = run_folder / HEARTBEAT_FILE
-        self._file.touch()
-        self._last = time.monotonic()
+        open_to_append(self._file).close()
+        self._touch()
+        self._ended = threading.Event()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
-    def beat(self) -> None:
-        """Touches the file if it is time to."""
-        if time.monotonic() - self._last < HEARTBEAT_SECONDS:
-            return
-        # A run folder that somebody removed must not end the driver; its trial ends by itself.
+    def _touch(self) -> None:
+        # Makes no file, so a last beat cannot undo `end`. A run folder that somebody removed must
+        # not end the driver; its trial ends by itself.
         with suppress(OSError):
-            self._file.touch()
-        self._last = time.monotonic()
+            os.utime(self._file, follow_symlinks=False)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            self._touch()
 
     def end(self) -> None:
         """The trial is over: removes the file."""
+        self._ended.set()
         with suppress(OSError):
             self._file.unlink()
 
 
-def wait_until_ended(
-    running: Running, beat: Callable[[], None], timeout_seconds: float | None
-) -> int:
-    """Keeps the heart beating until the trial ends; its exit code. Raises TimeoutError."""
+def wait_until_ended(running: Running, timeout_seconds: float | None) -> int:
+    """Waits until the trial ends; its exit code. Raises TimeoutError."""
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     while (code := running.exit_code) is None:
         if deadline is not None and time.monotonic() >= deadline:
             raise TimeoutError(f"still running after {timeout_seconds} s")
-        beat()
         time.sleep(POLL_SECONDS)
     return code
 
 
-def stop_or_kill(running: Running, kill: Callable[[], None], grace_seconds: float) -> None:
+def stop_or_kill(running: Running, grace_seconds: float) -> None:
     """Asks the trial to stop, waits so long, then kills it. Returns when it is gone."""
     running.request_stop()
     try:
         running.wait(grace_seconds)
     except TimeoutError:
-        kill()
+        running.kill()
         running.wait()

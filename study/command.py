@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from study import settings as check
+from study.lock import LOCK_FILE
 from study.settings import Settings
 from trainer.errors import InputError
 
 NOT_GIVEN = ("", "none")
-RECORDED_OPTIONS = {
-    "num-epochs": "num_epochs",
-    "optimizers": "optimizers",
-    "loss": "loss",
-    "lr-range-min": "lr_range_min",
-    "lr-range-max": "lr_range_max",
-    "lr-scheduler": "lr_scheduler",
-    "lr-scheduler-gamma": "lr_scheduler_gamma",
-    "layers": "layers",
-    "image-size": "image_size",
-    "batch-size": "batch_size",
-    "seed": "seed",
-    "select-on": "select_on",
-    "metric": "metric",
-    "prune": "prune",
-    "augment": "augment",
-    "weights": "weights",
-    "group-by": "group_by",
-    "split": "split",
-    "data": "data",
-}
-"""Options that a study remembers, by the names they are recorded under."""
 
 
 @dataclass
@@ -45,23 +23,19 @@ class Given:
 
 
 def last_study(here: Path) -> str:
-    """The name of the study that ran last here."""
-    try:
-        content = json.loads((here / "list_acc.json").read_text(encoding="utf-8"))
-        return str(content[-1]["study"])
-    except (OSError, ValueError, LookupError, TypeError):
-        folders = [p for p in (here / "runs").glob("*") if (p / "split.json").exists()]
-        if not folders:
-            found = "no study was run in this folder"
-            raise InputError("--resume", found, "--study-name of a study") from None
-        return max(folders, key=lambda p: (p / "split.json").stat().st_mtime).name
+    """The name of the study whose driver started last here."""
+    locks = list((here / "runs").glob(f"*/{LOCK_FILE}"))
+    if not locks:
+        raise InputError("--resume", "no study was run in this folder", "--study-name of a study")
+    return max(locks, key=lambda path: path.stat().st_mtime).parent.name
 
 
 def fill_from_record(options: Given, recorded: dict[str, Any]) -> None:
-    """On resume, an option that was not typed has the value that the study was made with."""
-    for name, parameter in RECORDED_OPTIONS.items():
-        if name in recorded and name not in options.given:
-            options.options[parameter] = recorded[name]
+    """On resume, an option that was not typed has the value that the study had."""
+    for name, value in recorded.items():
+        if name not in options.given and not (name == "docker-image" and value is None):
+            options.options[name.replace("-", "_")] = value
+            options.given |= {"docker-image"} if name == "docker-image" else set()
 
 
 def settings_from(options: Given, here: Path) -> Settings:
@@ -136,6 +110,7 @@ def settings_from(options: Given, here: Path) -> Settings:
         docker_image=o["docker_image"],
         docker_image_given="docker-image" in options.given,
         gpu=gpu,
+        gpu_asked=o["gpu"],
         threads=o["threads"],
         timeout_seconds=check.seconds("timeout", o["timeout"]) if o["timeout"] else None,
         keep_checkpoints=o["keep_checkpoints"],

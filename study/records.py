@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,19 @@ class TrialRecord:
     weights: str = ""
     evaluated_on: str = ""
 
-    def as_dict(self, study: str) -> dict[str, Any]:
-        """In the published order, ours behind."""
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> TrialRecord:
+        """Back from a storage; fields of another version of this program are passed over."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in content.items() if key in known})
+
+    def as_dict(self, study: str, metric: str) -> dict[str, Any]:
+        """In the published order, ours behind; `value` is the metric that trials are chosen by."""
         published = ("max_acc", "optimizer", "lr", "loss", "epoch_max_acc")
         ours = (
             "trial",
             "state",
+            "value",
             "foreground_dice",
             "iou",
             "epochs",
@@ -59,7 +66,10 @@ class TrialRecord:
             "weights",
             "evaluated_on",
         )
-        return {key: getattr(self, key) for key in (*published, *ours)} | {"study": study}
+        return {key: getattr(self, key) for key in (*published, *ours)} | {
+            "metric": metric,
+            "study": study,
+        }
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -84,9 +94,9 @@ class Records:
         self.study = study_folder.name
 
     # ---- list_acc.json ----
-    def write_list(self, records: list[TrialRecord]) -> None:
+    def write_list(self, records: list[TrialRecord], metric: str) -> None:
         """Every trial that ended, in trial order."""
-        content = [r.as_dict(self.study) for r in sorted(records, key=lambda r: r.trial)]
+        content = [r.as_dict(self.study, metric) for r in sorted(records, key=lambda r: r.trial)]
         copy = self._here / LIST_FILE
         if copy.exists() and not self._is_list_of_a_study(copy):
             self._say(f"{copy.name} was not made here; it is now {_move_aside(copy).name}")
@@ -145,6 +155,14 @@ class Records:
         write_json(folder / ORIGIN_FILE, origin)
         write_json(folder / CONFIG_FILE, config_for(os.path.relpath(folder, self._here)))
 
+    def promoted(self) -> tuple[int, bool] | None:
+        """The trial whose model is the study's, and whether it has its scores on test."""
+        try:
+            origin = json.loads((self.folder / BEST_FOLDER / ORIGIN_FILE).read_text("utf-8"))
+            return int(origin["trial"]), origin["test"] is not None
+        except (OSError, ValueError, LookupError):
+            return None
+
     def _is_model_of_a_study(self, folder: Path) -> bool:
         """Whether replacing the folder loses nothing: it is absent, empty, or a study's copy."""
         files = [p.name for p in folder.iterdir()] if folder.is_dir() else []
@@ -163,10 +181,8 @@ class Records:
         best = sorted(ended, key=lambda r: (-(r.value or 0.0), r.trial))[:keep]
         kept = {record.trial for record in best}
         for record in records:
-            folder = self.folder / run_name(record.trial) / "checkpoints"
-            (folder / "last.pt").unlink(missing_ok=True)
             best_epoch = f"model_checkpoint_{record.epoch_max_acc}.pt"
-            for file in folder.glob("*.pt"):
+            for file in checkpoints(self.folder / run_name(record.trial)):
                 if record.trial not in kept or file.name not in ("best.pt", best_epoch):
                     file.unlink(missing_ok=True)
 
@@ -176,9 +192,19 @@ def run_name(trial: int) -> str:
     return f"trial-{trial:04d}"
 
 
+def checkpoints(run_folder: Path) -> list[Path]:
+    """The checkpoints that a trial left.
+
+    A trial may write what it likes into its folder: a link there could name a file of somebody
+    else, which must be neither removed nor promoted, so links are passed over.
+    """
+    folder = run_folder / "checkpoints"
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    return [p for p in sorted(folder.glob("*.pt")) if p.is_file() and not p.is_symlink()]
+
+
 def checkpoint_of(run_folder: Path, epoch: int) -> Path | None:
     """The best checkpoint that a trial left: ours, or a foreign image's of its best epoch."""
-    for name in ("best.pt", f"model_checkpoint_{epoch}.pt"):
-        if (path := run_folder / "checkpoints" / name).is_file():
-            return path
-    return None
+    by_name = {path.name: path for path in checkpoints(run_folder)}
+    return by_name.get("best.pt") or by_name.get(f"model_checkpoint_{epoch}.pt")

@@ -18,6 +18,7 @@ from study.plan import megabytes
 from study.records import TrialRecord
 from study.settings import Settings
 from study.slots import Slot, gpus
+from study.split import crossings
 from study.start_weights import StartWeights
 from study.statistics import told
 from study.storage import masked
@@ -67,7 +68,22 @@ def _data_rows(dataset: Dataset, split: Split) -> list[tuple[str, str]]:
         ("Masks without foreground", f"{empty} of {len(sizes)}"),
         ("Foreground", f"{sum(shares) / len(shares):.1%} of the pixels"),
         ("Predicting nothing scores", f"accuracy {nothing:.3f}, foreground Dice 0"),
+        ("Images kept together", _groups(dataset, split)),
     ]
+
+
+def _groups(dataset: Dataset, split: Split) -> str:
+    """Near-identical images and groups, and where a group is in two parts."""
+    found = crossings(dataset, split.parts, split.group_by)
+    by = f" or alike in --group-by {split.group_by}" if split.group_by else ""
+    told = [f"{found['groups']} groups of near-identical images{by}"]
+    if found["alone"]:
+        told.append(f"{found['alone']} names do not match --group-by and stand alone")
+    if found["shared"]:
+        told.append(f"{found['shared']} TEST IMAGES SHARE A GROUP with training images")
+    if found["leaks"]:
+        told.append(f"{found['leaks']} VALIDATION IMAGES have one of their group in training")
+    return "; ".join(told)
 
 
 def print_settings(
@@ -77,7 +93,7 @@ def print_settings(
     dataset: Dataset,
     split: Split,
     start: StartWeights,
-    parameters: int | None,
+    network_size: dict[str, int] | None,
     disk_needed: int,
     disk_free: int,
     console: Console,
@@ -90,7 +106,7 @@ def print_settings(
         if s.select_on == "validation"
         else ("THE TEST IMAGES (--select-on test, the published protocol): the score is optimistic")
     )
-    size = f", {parameters / 1e6:.1f} M parameters" if parameters else ""
+    size = f", {network_size['parameters'] / 1e6:.1f} M parameters" if network_size else ""
     big = ""
     if not s.gpu and s.layers.name == "unet_small.json":
         big = "; the big one: --layers ./layers/resunet.json --image-size 256"
@@ -126,7 +142,10 @@ def _device(slot: Slot) -> str:
 
 
 def _storage(url: str) -> str:
-    return f"{masked(url)} (watch it: optuna-dashboard {masked(url)})"
+    shown = masked(url)
+    if shown != url:
+        return f"{shown} (watch it: optuna-dashboard with your --storage)"
+    return f"{url} (watch it: optuna-dashboard {shlex.quote(url)})"
 
 
 def _scores(result: dict[str, Any] | None) -> list[ImageScore]:
@@ -152,16 +171,20 @@ def _score_rows(name: str, scores: list[ImageScore]) -> list[tuple[str, str]]:
     ]
 
 
+def edge_of_range(rate: float, low: float, high: float) -> str:
+    """Whether a rate lies at an edge of its range, and what to try then."""
+    place = (log(rate) - log(low)) / (log(high) - log(low))
+    if place < EDGE:
+        return f"yes, the lower: try --lr-range-min {low / 10:g}"
+    if place > 1 - EDGE:
+        return f"yes, the upper: try --lr-range-max {high * 10:g}"
+    return "no"
+
+
 def _warnings(
     settings: Settings, split: Split, best: TrialRecord, scores: list[ImageScore]
 ) -> list[tuple[str, str]]:
-    span = log(settings.lr_max) - log(settings.lr_min)
-    place = (log(best.lr) - log(settings.lr_min)) / span
-    edge = "no"
-    if place < EDGE:
-        edge = f"yes, the lower: try --lr-range-min {settings.lr_min / 10:g}"
-    elif place > 1 - EDGE:
-        edge = f"yes, the upper: try --lr-range-max {settings.lr_max * 10:g}"
+    edge = edge_of_range(best.lr, settings.lr_min, settings.lr_max)
     last = "no"
     if best.epoch_max_acc == settings.num_epochs:
         last = f"yes: more epochs may help, like --num-epochs {2 * settings.num_epochs}"

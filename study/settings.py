@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,18 @@ CHOICES = {
     "metric": ("accuracy", "foreground_dice", "iou"),
     "augment": ("light", "none"),
 }
+CHANGEABLE = (
+    "data",
+    "layers",
+    "split",
+    "num-trials",
+    "launcher",
+    "docker-image",
+    "gpu",
+    "threads",
+    "timeout",
+    "keep-checkpoints",
+)
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -53,24 +65,27 @@ class Settings:
     docker_image: str
     docker_image_given: bool
     gpu: bool
+    gpu_asked: bool | None
     threads: int | None
     timeout_seconds: float | None
     keep_checkpoints: int
     storage: str
 
-    def recorded(self) -> dict[str, Any]:
-        """What must stay the same when a study is resumed, by the name of its option."""
+    def options(self) -> dict[str, Any]:
+        """Every option of the command line with its value, by name; a resume begins from them."""
         return {
+            "data": str(self.data),
+            "layers": str(self.layers),
+            "image-size": self.image_size,
+            "num-trials": self.num_trials,
             "num-epochs": self.num_epochs,
+            "batch-size": self.batch_size,
             "optimizers": ",".join(self.optimizers),
             "loss": ",".join(self.losses),
             "lr-range-min": self.lr_min,
             "lr-range-max": self.lr_max,
             "lr-scheduler": self.lr_scheduler,
             "lr-scheduler-gamma": self.lr_scheduler_gamma,
-            "layers": str(self.layers),
-            "image-size": self.image_size,
-            "batch-size": self.batch_size,
             "seed": self.seed,
             "select-on": self.select_on,
             "metric": self.metric,
@@ -79,12 +94,20 @@ class Settings:
             "weights": self.weights,
             "group-by": self.group_by,
             "split": str(self.split) if self.split else None,
-            "data": str(self.data),
+            "launcher": self.launcher,
+            "docker-image": self.docker_image if self.docker_image_given else None,
+            "gpu": self.gpu_asked,
+            "threads": self.threads,
+            "timeout": f"{self.timeout_seconds:g}s" if self.timeout_seconds else None,
+            "keep-checkpoints": self.keep_checkpoints,
         }
 
-    def as_dict(self) -> dict[str, Any]:
-        """For records, JSON-ready."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+    def fixed(self) -> dict[str, Any]:
+        """Those that must stay the same when a study is resumed.
+
+        Data and network are compared by their content, and a split is drawn once.
+        """
+        return {key: value for key, value in self.options().items() if key not in CHANGEABLE}
 
 
 def new_name() -> str:

@@ -10,6 +10,7 @@ import random
 import re
 
 from study.dataset import Dataset, Images, twins
+from study.settings import Settings
 from trainer.data.split import Masks, Parts, Split, read_split
 from trainer.errors import InputError
 
@@ -29,8 +30,12 @@ def groups_of(images: Images, group_by: str | None) -> list[list[int]]:
 
     for a, b in twins(images, images):
         parent[root(max(a, b))] = root(min(a, b))
+    keys = _keys(images, group_by)
+    if group_by is not None and not any(keys):
+        accepted = f"names like {images.names[0]}"
+        raise InputError("--group-by", f"'{group_by}' matches no image name", accepted)
     first_of: dict[str, int] = {}
-    for index, key in enumerate(_keys(images, group_by)):
+    for index, key in enumerate(keys):
         if key is not None:
             a, b = root(first_of.setdefault(key, index)), root(index)
             parent[max(a, b)] = min(a, b)
@@ -50,11 +55,6 @@ def _keys(images: Images, group_by: str | None) -> list[str | None]:
             "--group-by", f"'{group_by}' is not a regular expression ({error})"
         ) from None
     matches = [pattern.search(name) for name in images.names]
-    if not any(matches):
-        example = images.names[0]
-        raise InputError(
-            "--group-by", f"'{group_by}' matches no image name", f"names like {example}"
-        )
     return [m and (m.group(1) if pattern.groups else m.group(0)) for m in matches]
 
 
@@ -94,36 +94,50 @@ def draw(
     return {name: [images.names[i] for i in sorted(indices)] for name, indices in parts.items()}
 
 
-def make_split(
-    dataset: Dataset,
-    *,
-    seed: int,
-    select_on: str,
-    metric: str,
-    group_by: str | None = None,
-    given: str | None = None,
-) -> Split:
-    """The split of a study: drawn, or with the parts of the split file `given`."""
-    if given:
-        parts = _given_parts(dataset, given, select_on)
+def make_split(dataset: Dataset, settings: Settings) -> Split:
+    """The split of a new study: drawn, or with the parts of the file that `--split` names."""
+    if settings.split:
+        parts = _given_parts(dataset, str(settings.split), settings.select_on)
     else:
-        shares = {"validation": SHARE} if select_on == "validation" else {}
+        shares = {"validation": SHARE} if settings.select_on == "validation" else {}
         shares |= {} if dataset.test else {"test": SHARE}
-        drawn = draw(dataset.train, group_by, seed, shares) if shares else {}
+        drawn = draw(dataset.train, settings.group_by, settings.seed, shares) if shares else {}
         parts = Parts(
             training=drawn.get("training", dataset.train.names),
             validation=drawn.get("validation", []),
             test=dataset.test.names if dataset.test else drawn["test"],
         )
     return Split(
-        seed=seed,
-        select_on=select_on,
-        metric=metric,
-        group_by=group_by,
+        seed=settings.seed,
+        select_on=settings.select_on,
+        metric=settings.metric,
+        group_by=settings.group_by,
         parts=parts,
         masks=Masks(threshold=dataset.masks.threshold, values=sorted(dataset.masks.values)),
         near_twins=_near_twins(dataset, parts),
     )
+
+
+def crossings(dataset: Dataset, parts: Parts, group_by: str | None) -> dict[str, int]:
+    """What the table tells of groups: `groups` of more than one image, `alone` images that
+    `group_by` does not match, `shared` test images whose group is in training or validation too,
+    and `leaks` validation images with a near-twin or a group in training (a given split)."""
+    train, test = dataset.train, dataset.test or dataset.train
+    keys = dict(zip(train.names, _keys(train, group_by), strict=True))
+    test_keys = dict(zip(test.names, _keys(test, group_by), strict=True))
+    learnt = {keys[n] for n in (*parts.training, *parts.validation)} - {None}
+    groups = groups_of(train, group_by)
+    training, validation = set(parts.training), set(parts.validation)
+    leaks = 0
+    for group in groups:
+        names = {train.names[index] for index in group}
+        leaks += len(names & validation) if names & training else 0
+    return {
+        "groups": sum(len(group) > 1 for group in groups),
+        "alone": sum(key is None for key in keys.values()) if group_by else 0,
+        "shared": sum(test_keys[name] in learnt for name in parts.test),
+        "leaks": leaks,
+    }
 
 
 def _given_parts(dataset: Dataset, given: str, select_on: str) -> Parts:

@@ -4,39 +4,52 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from study import paste
 from study.settings import Settings
 from trainer.networks.description import read_network
-from trainer.networks.weights import find_weights, stored_path
+from trainer.networks.weights import find_weights, sha256, stored_path
 
 
 @dataclass(frozen=True)
 class StartWeights:
-    """`label` in words; `layers` the network file of each trial; `load` what checkpoints.load says.
+    """`decided` is what --weights comes to (none, imagenet, a file), `label` the same in words.
 
-    `copies` are (from, to): the files that trials read, put into the study's folder.
+    `layers` is the network file of each trial, `load` what checkpoints.load says. `copy` is
+    (from, to): the file that trials read, put into the study's folder.
     """
 
+    decided: str
     label: str
     layers: dict[str, Any]
     load: str | None = None
-    copies: list[tuple[Path, Path]] = field(default_factory=list)
-    fingerprint: str = ""
+    copy: tuple[Path, Path] | None = None
 
     @property
     def files(self) -> list[Path]:
         """What trials read, where they read it."""
-        return [target for _, target in self.copies]
+        return [self.copy[1]] if self.copy else []
+
+    @property
+    def network_checksum(self) -> str:
+        """Of the network file's content, weights apart."""
+        content = json.dumps({**self.layers, "weights": None}, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def checksum(self) -> str:
+        """Of the weights; "random" for random ones."""
+        return sha256(self.copy[0]) if self.copy else "random"
 
     def put_in_place(self) -> None:
-        """Copies the files that are not there yet."""
-        for source, target in self.copies:
-            if not target.exists():
-                shutil.copyfile(source, target)
+        """Copies the file if it is not there yet."""
+        if self.copy and not self.copy[1].exists():
+            shutil.copyfile(*self.copy)
 
 
 def find_start_weights(settings: Settings, study_folder: Path) -> StartWeights:
@@ -46,14 +59,13 @@ def find_start_weights(settings: Settings, study_folder: Path) -> StartWeights:
     """
     network = read_network(settings.layers)
     layers = json.loads(settings.layers.read_text(encoding="utf-8"))
-    digest = hashlib.sha256(json.dumps(layers, sort_keys=True).encode()).hexdigest()[:16]
     shown = str(settings.layers)
     if settings.weights not in ("auto", "imagenet", "none"):
         source = Path(settings.weights)
         target = study_folder / f"start{source.suffix}"
-        return StartWeights(
-            f"from {source}", {**layers, "weights": None}, str(target), [(source, target)], digest
-        )
+        label = f"{source} (sha256 {sha256(source)[:12]})"
+        content = {**layers, "weights": None}
+        return StartWeights(str(source), label, content, str(target), (source, target))
     wanted = network.weights
     if settings.weights == "imagenet":
         wanted = "imagenet"
@@ -64,10 +76,12 @@ def find_start_weights(settings: Settings, study_folder: Path) -> StartWeights:
     if wanted is None:
         why = ""
         if settings.weights == "auto" and network.encoder:
-            why = f" (ImageNet weights were not fetched: python -m trainer.prepare weights {shown})"
-        return StartWeights(f"random{why}", {**layers, "weights": None}, fingerprint=digest)
+            fetch = f"{paste.trainer('trainer.prepare')} weights {shlex.quote(shown)}"
+            why = f" (ImageNet weights were not fetched: {fetch})"
+        return StartWeights("none", f"random{why}", {**layers, "weights": None})
     file = find_weights(network.model_copy(update={"weights": wanted}), shown)
     assert file
-    target = study_folder / "weights.safetensors"
-    label = f"{wanted} weights of {network.encoder}" if wanted == "imagenet" else f"encoder: {file}"
-    return StartWeights(label, {**layers, "weights": str(target)}, None, [(file, target)], digest)
+    target = study_folder / file.name
+    label = f"{file.stem} (sha256 {sha256(file)[:12]}), the rest random"
+    decided = "imagenet" if wanted == "imagenet" else settings.weights
+    return StartWeights(decided, label, {**layers, "weights": str(target)}, None, (file, target))

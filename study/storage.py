@@ -5,21 +5,45 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from trainer.errors import InputError, nearest
 
 DEFAULT_STORAGE = "sqlite:///rml_study.db"
-SETTINGS_ATTRIBUTE = "settings"
-FINGERPRINT_ATTRIBUTE = "data_fingerprint"
+MADE_WITH_ATTRIBUTE = "made_with"
+
+
+class MadeWith(NamedTuple):
+    """What a study was made with: its options, those that must not change, and the content (by
+    checksum) of its data, its network file and the weights that it starts from."""
+
+    options: dict[str, Any]
+    fixed: dict[str, Any]
+    data: str
+    network: str
+    weights: str
+    schema_version: int = 1
 
 
 def masked(url: str) -> str:
-    """A storage URL without its password."""
-    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
+    """A storage URL without its secrets."""
+    try:
+        shown = make_url(url)
+    except ArgumentError:
+        return re.sub(r"://.*@", "://***@", url)
+    secret = [key for key in shown.query if re.search("pass|pwd|secret|token|key", key, re.I)]
+    shown = shown.update_query_dict(dict.fromkeys(secret, "***"))
+    text = shown.render_as_string(hide_password=True).replace("%2A", "*")
+    return masked_text(text)  # a password with an @ that was not escaped
+
+
+def masked_text(text: str) -> str:
+    """A message without the password of any URL in it."""
+    return re.sub(r"(://[^:/@\s]*:)\S*@", r"\1***@", text)
 
 
 class Storage:
@@ -40,7 +64,7 @@ class Storage:
         try:
             self.storage = optuna.storages.get_storage(url)
         except (SQLAlchemyError, ImportError, ValueError, OSError, RuntimeError) as error:
-            lines = masked(str(getattr(error, "orig", None) or error)).strip().splitlines()
+            lines = masked_text(str(getattr(error, "orig", None) or error)).strip().splitlines()
             reason = lines[0] if lines else type(error).__name__
             raise InputError(
                 where,
@@ -70,38 +94,41 @@ class Storage:
             )
 
     def recorded(self, name: str) -> dict[str, Any]:
-        """The settings that a study was made with."""
+        """The options that a study was last run with."""
         attributes = self._study(name).user_attrs
-        settings: dict[str, Any] = attributes.get(SETTINGS_ATTRIBUTE, {})
-        return settings
+        if MADE_WITH_ATTRIBUTE not in attributes:
+            raise InputError(f"study '{name}'", "was not made by this program", "one of its own")
+        options: dict[str, Any] = attributes[MADE_WITH_ATTRIBUTE]["options"]
+        return options
 
     def _study(self, name: str) -> optuna.Study:
         return optuna.load_study(study_name=name, storage=self.storage)
 
-    def create(
-        self, name: str, settings: dict[str, Any], fingerprint: str, metric: str
-    ) -> optuna.Study:
+    def create(self, name: str, made_with: MadeWith, metric: str) -> optuna.Study:
         """A new study that remembers what it was made with."""
         study = optuna.create_study(study_name=name, storage=self.storage, direction="maximize")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names([metric])
-        study.set_user_attr(SETTINGS_ATTRIBUTE, settings)
-        study.set_user_attr(FINGERPRINT_ATTRIBUTE, fingerprint)
+        study.set_user_attr(MADE_WITH_ATTRIBUTE, made_with._asdict())
         self._new_file = False
         return study
 
-    def resume(self, name: str, settings: dict[str, Any], fingerprint: str) -> optuna.Study:
+    def resume(self, name: str, made_with: MadeWith) -> optuna.Study:
         """The study as it is; raises InputError where it was made with other settings."""
         study = self._study(name)
-        before = study.user_attrs.get(SETTINGS_ATTRIBUTE, {})
+        before = MadeWith(**study.user_attrs[MADE_WITH_ATTRIBUTE])
         changed = [
-            f"--{key} {before[key]} -> {value}"
-            for key, value in settings.items()
-            if key in before and before[key] != value
+            f"--{key} {before.fixed[key]} -> {value}"
+            for key, value in made_with.fixed.items()
+            if key in before.fixed and before.fixed[key] != value
         ]
-        if study.user_attrs.get(FINGERPRINT_ATTRIBUTE) != fingerprint:
-            changed.append("the images or masks in --data are not the same any more")
+        for what, old, new in (
+            ("the images or masks in --data are", before.data, made_with.data),
+            ("the network in --layers is", before.network, made_with.network),
+            ("the weights to start from are", before.weights, made_with.weights),
+        ):
+            changed += [f"{what} not the same any more"] if old != new else []
         if changed:
             raise InputError(
                 f"study '{name}'",
@@ -109,6 +136,7 @@ class Storage:
                 "the same settings",
                 "leave those options out, or begin a study with another name",
             )
+        study.set_user_attr(MADE_WITH_ATTRIBUTE, made_with._asdict())
         return study
 
     def delete(self, name: str) -> None:

@@ -52,6 +52,9 @@ class Forecast:
     num_trials: int
     num_epochs: int
     seconds: list[float] = field(default_factory=list)
+    overheads: list[float] = field(default_factory=list)
+    """Seconds of trials beside their epochs: start, imports, reading the images."""
+
     epochs_of_ended: list[int] = field(default_factory=list)
 
     def remaining_seconds(self, ended: int, epoch: int) -> float | None:
@@ -63,7 +66,9 @@ class Forecast:
         known = self.epochs_of_ended or [self.num_epochs]
         mean_epochs = sum(known) / len(known)
         running = max(0.0, self.num_epochs - epoch)
-        return median * (running + max(0, self.num_trials - ended - 1) * mean_epochs)
+        overhead = sum(self.overheads) / len(self.overheads) if self.overheads else 0.0
+        trial = median * mean_epochs + overhead
+        return median * running + max(0, self.num_trials - ended - 1) * trial
 
 
 class StudyView:
@@ -75,6 +80,7 @@ class StudyView:
         self._records: list[TrialRecord] = []
         self._running: tuple[int, dict[str, Any]] | None = None
         self._event: dict[str, Any] = {}
+        self._epoch_seconds = 0.0
         self._began = time.monotonic()
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
 
@@ -102,7 +108,7 @@ class StudyView:
 
     def trial_started(self, trial: int, params: dict[str, Any]) -> None:
         """A trial is about to start."""
-        self._running, self._event = (trial, params), {}
+        self._running, self._event, self._epoch_seconds = (trial, params), {}, 0.0
         if self._live:
             self._live.update(self._picture())
         else:
@@ -113,6 +119,7 @@ class StudyView:
         self._event = event
         if event.get("seconds"):
             self._forecast.seconds.append(event["seconds"])
+            self._epoch_seconds += event["seconds"]
         if self._live:
             self._live.update(self._picture())
             return
@@ -128,6 +135,7 @@ class StudyView:
         self._records.append(record)
         if record.value is not None:
             self._forecast.epochs_of_ended.append(record.epochs)
+        self._forecast.overheads.append(max(0.0, record.seconds - self._epoch_seconds))
         self._running = None
         if self._live:
             self._live.update(self._picture())

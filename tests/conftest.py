@@ -128,11 +128,7 @@ def own_process_state() -> Iterator[None]:
     """What a run changes in its process is put back: folder, signals, threads."""
     import torch
 
-    folder, threads, variable = (
-        Path.cwd(),
-        torch.get_num_threads(),
-        os.environ.get("OMP_NUM_THREADS"),
-    )
+    folder, threads, environment = Path.cwd(), torch.get_num_threads(), dict(os.environ)
     handled = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     handlers = [signal.getsignal(number) for number in handled]
     try:
@@ -144,8 +140,9 @@ def own_process_state() -> Iterator[None]:
             signal.signal(number, handler)
         if sys.platform == "linux":  # a parent that ends does not end the tests
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
-        if variable is None:
-            os.environ.pop("OMP_NUM_THREADS", None)
+        for name in ("OMP_NUM_THREADS", "HF_HUB_OFFLINE"):
+            if name not in environment:
+                os.environ.pop(name, None)
 
 
 def run_here(folder: Path, content: Any, *options: str) -> Ended:

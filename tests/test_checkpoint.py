@@ -106,24 +106,24 @@ def cut(source: Path, target: Path, *keys: str) -> Path:
 def test_evaluation_needs_every_parameter(
     trained: Any, train: Train, configuration: Build, tmp_path: Path
 ) -> None:
-    part = cut(trained.folder / "model/best.pt", tmp_path / "part.pt", "body.head.bias")
+    part = cut(trained.folder / "model/best.pt", tmp_path / "part.pt", "head.bias")
     ended = train(evaluation(configuration, part))
     assert ended.code == 2
-    assert "does not fill 1 of the network's" in ended.err and "body.head.bias" in ended.err
+    assert "does not fill 1 of the network's" in ended.err and "head.bias" in ended.err
 
 
 def test_training_starts_from_what_fits_and_names_the_rest(
     trained: Any, train: Train, configuration: Build, tmp_path: Path
 ) -> None:
     source = trained.folder / "model/best.pt"
-    part = cut(source, tmp_path / "part.pt", "body.head.weight", "body.head.bias")
+    part = cut(source, tmp_path / "part.pt", "head.weight", "head.bias")
     ended = train(configuration(checkpoints={"load": str(part)}))
     assert ended.code == 0, ended.err
     lines = [line.partition("] ")[2] for line in ended.out.splitlines() if "Skipping" in line]
     assert lines == [
-        "   Skipping layer body.head: not found in model",
-        "   Skipping parameter body.head.weight: not found in model",
-        "   Skipping parameter body.head.bias: not found in model",
+        "   Skipping layer head: not found in model",
+        "   Skipping parameter head.weight: not found in model",
+        "   Skipping parameter head.bias: not found in model",
     ]
     assert f"Loading model checkpoint from file: {part}" in ended.out
     assert ended.result["weights"] == f"checkpoint {part}"
@@ -155,9 +155,7 @@ def test_another_shape_is_skipped_and_nothing_at_all_is_refused(
     load = {"load": str(trained.folder / "model/best.pt")}
     ended = train(configuration(layers=str(grey), checkpoints=load))
     assert ended.code == 0, ended.err
-    assert (
-        "body.down.0.0.weight: [4, 3, 3, 3] in the file, [4, 1, 3, 3] in the network" in ended.out
-    )
+    assert "down.0.0.weight: [4, 3, 3, 3] in the file, [4, 1, 3, 3] in the network" in ended.out
     other = tmp_path / "other.pt"
     save_checkpoint(other, {"state": {"x": torch.ones(1)}})
     ended = train(configuration(checkpoints={"load": str(other)}), "other")

@@ -13,7 +13,7 @@ import pytest
 from trainer.config import Config, Section, Transform, load_config, parse_config
 from trainer.errors import InputError
 
-PUBLISHED = Path("/work/shared/data/configs")
+PUBLISHED = Path(__file__).resolve().parents[2] / "shared/data/configs"
 """The configurations that the published system ships, where this machine has them."""
 
 NOT_BUILT = {
@@ -193,11 +193,25 @@ def test_known_keys_that_are_not_used_pass() -> None:
             debug=True,
             debug_interval=3,
             data=unused,
-            loss={"weight": [1.0, 2.0], "ignore_index": 0},
+            loss={"weight": None, "diffusion_coeff": 1.0},
             optimizer={"type": "sgd", "beta1": 0.5, "max_iterations": 9},
         )
     )
     assert config.data.slicers == [{"sizes": [1, 2]}]
+
+
+@pytest.mark.parametrize("name", ["bce", "Dice"])
+@pytest.mark.parametrize("key", [{"weight": [1.0, 2.0]}, {"ignore_index": 0}])
+def test_losses_do_not_weigh_classes_yet(name: str, key: dict[str, Any]) -> None:
+    told = refusal(trial(loss={"function": name, **key}))
+    assert f"'{next(iter(key))}' with {name.lower()} is not built yet" in told
+
+
+@pytest.mark.parametrize("where", ["transforms", "input_transforms", "target_transforms"])
+def test_a_transform_stands_once(where: str) -> None:
+    twice = [{"normalize": {}}, {"resize": [8, 8]}, {"normalize": {"mean": 0.5}}]
+    told = refusal(trial(data={where: twice}))
+    assert f"data.{where}" in told and "'normalize' stands twice" in told
 
 
 @pytest.mark.parametrize("missing", ["layers", "optimizer", "loss"])

@@ -104,3 +104,15 @@ def test_an_input_error_says_where_what_and_what_to_do(error: InputError, text: 
 )
 def test_the_nearest_name(name: str, expected: str) -> None:
     assert nearest(name, ["SGD", "Adam"]) == expected
+
+
+def test_a_line_that_was_cut_off_is_removed_before_more_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event": "start"}\n{"event": "epo')
+    reader = EventReader(path)
+    assert [event["event"] for event in reader.new()] == ["start"]
+    log = EventLog(path)
+    log.write("start")
+    log.close()
+    assert [event["event"] for event in reader.new()] == ["start"]
+    assert len(EventReader(path).new()) == 2

@@ -138,13 +138,6 @@ def test_the_page_of_a_cpu_before_any_trial_ended(tmp_path: Path) -> None:
     assert "| images/s, training | - |" in page and "| accuracy | - |" in page
 
 
-def test_a_trial_that_a_time_limit_cut_is_made_up_for() -> None:
-    ended = [("", 5), ("time limit after epoch 3", 3), ("time limit", 0), ("interrupted", 2)]
-    ended.append(("time limit after epoch 5", 5))
-    records = [{"cause": cause, "epochs": epochs} for cause, epochs in ended]
-    assert gpu_study.cut_trials(records, num_epochs=5) == 2
-
-
 def test_a_study_is_begun_when_its_storage_knows_it(tmp_path: Path) -> None:
     import optuna
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from trainer.data import cache
 from trainer.data.cache import ImageSet
@@ -17,6 +19,7 @@ from trainer.data.folders import Pair, list_images, pair
 from trainer.data.images import read_image, read_mask
 from trainer.data.masks import MaskValues, binary
 from trainer.errors import InputError, joined
+from trainer.evaluate import OwnSizeMasks
 
 SIZE = 64
 ROWS, COLUMNS = np.mgrid[:SIZE, :SIZE]
@@ -182,6 +185,29 @@ def sixteen_bit(path: Path) -> None:
     Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(path)
 
 
+def sixteen_bit_colours(path: Path) -> None:
+    """A PNG of 8x8 RGB pixels of 16 bit, which PIL can read but not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    rows = zlib.compress((b"\0" + bytes([117, 48]) * 24) * 8)
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n"
+    path.write_bytes(start + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
+def three_pages(path: Path) -> None:
+    grey(0, 255).save(path, "TIFF", save_all=True, append_images=[grey(0, 9), grey(0, 8)])
+
+
+def uncompressed_and_turned(path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    grey(0, 255).save(path, "TIFF", exif=exif)
+
+
 def truncated(path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:1500])
@@ -195,13 +221,26 @@ def dicom(path: Path) -> None:
     ("make", "words"),
     [
         (sixteen_bit, ["more than 8 bits", "-depth 8"]),
+        (sixteen_bit_colours, ["more than 8 bits", "RGB;16B", "-depth 8"]),
+        (three_pages, ["has 3 pages", "one image a file"]),
+        (uncompressed_and_turned, ["to be turned", "-auto-orient"]),
         (truncated, ["cannot be read as an image", "replace or remove it"]),
         (dicom, ["DICOM", "dcmj2pnm"]),
         (lambda path: path.write_text("not an image"), ["cannot be read as an image"]),
         (lambda path: path.write_bytes(b""), ["cannot be read as an image"]),
         (lambda path: None, ["there is no such file"]),
     ],
-    ids=["16 bit", "truncated", "DICOM", "text", "empty", "missing"],
+    ids=[
+        "16 bit",
+        "16 bit RGB",
+        "pages",
+        "turned",
+        "truncated",
+        "DICOM",
+        "text",
+        "empty",
+        "missing",
+    ],
 )
 def test_a_bad_image_is_named(
     tmp_path: Path, make: Callable[[Path], None], words: list[str]
@@ -227,6 +266,28 @@ def test_images_have_the_channels_of_the_network(tmp_path: Path) -> None:
     )
     luma = array @ np.array([0.299, 0.587, 0.114])
     np.testing.assert_allclose(read_image(tmp_path / "c.png", 1)[0], luma, atol=1)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_images_are_upright(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"i.{suffix}"
+    upright = np.zeros((8, 16), np.uint8)
+    upright[:, :8] = 255
+    turned = Image.fromarray(np.rot90(upright).copy())  # a camera that was held sideways
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned.save(path, exif=exif, **({"compression": "tiff_lzw"} if suffix == "tif" else {}))
+    for read in (read_image(path, 1)[0], read_mask(path)):
+        assert read.shape == upright.shape
+        assert np.abs(read.astype(int) - upright).max() < 30
+
+
+def test_a_bitmap_of_five_bits_a_channel_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "i.bmp"
+    pixels = np.full((4, 4), 0x7C00, "<u2").tobytes()  # red
+    header = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 0, len(pixels), 0, 0, 0, 0)
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 54 + len(pixels), 0, 0, 54) + header + pixels)
+    assert read_image(path, 3)[:, 0, 0].tolist() == [255, 0, 0]
 
 
 def test_resize_is_width_then_height(tmp_path: Path) -> None:
@@ -282,6 +343,21 @@ def test_cached_images_equal_read_ones(pairs: list[Pair], monkeypatch: pytest.Mo
     large.preload(threads=1)
     assert not large.cached
     assert torch.equal(large.batch(indices)[0], kept[0])
+
+
+def test_masks_in_their_own_size_are_kept_up_to_a_budget(
+    pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    images = ImageSet(pairs, 3, (8, 6), 0.5)
+    own = images.own_size_mask
+    monkeypatch.setattr(images, "own_size_mask", lambda index: read.append(index) or own(index))
+    monkeypatch.setattr(cache, "free_memory_bytes", lambda: 2 * (64 + 144 + 63))
+    masks = OwnSizeMasks(images, torch.device("cpu"))
+    for _ in range(2):
+        assert [masks[index].numel() for index in range(4)] == [64, 120, 144, 64]
+    # 64 and 120 fit into 271 bytes, then 144 does not, and the last 64 does.
+    assert read == [0, 1, 2, 3, 2]
 
 
 def test_without_a_meaning_mask_values_stay(pairs: list[Pair]) -> None:

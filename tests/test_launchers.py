@@ -8,17 +8,21 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from launchers import HEARTBEAT_FILE, Job, engine, owner
 from launchers.container import Caller, Image, container_arguments
+from launchers.docker import DockerLauncher, RunningContainer
 from launchers.fake import FakeLauncher
 from launchers.foreign import OutTestReader, epoch_event
 from launchers.image import SOURCE_LABEL, source_hash
-from launchers.mounts import hops, mounts
+from launchers.mounts import MOST_FILES, hops, mounts
 from launchers.process import PROCESS_FILE, ProcessLauncher, child_environment
 from launchers.run_folder import STDERR_FILE, gpu_name
 from trainer.errors import InputError
@@ -123,17 +127,70 @@ def test_stop_kills_after_its_grace(launcher: ProcessLauncher, tmp_path: Path) -
     assert running.exit_code == 137
 
 
-def test_poll_keeps_the_heartbeat(
+def test_the_heart_beats_while_the_driver_does_nothing(
     launcher: ProcessLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launchers.run_folder.HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr("launchers.run_folder.HEARTBEAT_SECONDS", 0.05)
     a_job = job(tmp_path, "sleep")
     running = launcher.launch(a_job)
     heartbeat = a_job.run_folder / HEARTBEAT_FILE
     os.utime(heartbeat, (0, 0))
-    running.poll()
+    time.sleep(0.5)
     assert time.time() - heartbeat.stat().st_mtime < 5
     running.stop(0)
+    time.sleep(0.2)
+    assert not heartbeat.exists(), "the last beat does not bring it back"
+    assert "heartbeat" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_start_that_fails_leaves_no_heartbeat(tmp_path: Path) -> None:
+    a_job = job(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        ProcessLauncher(("/no/such/program",)).launch(a_job)
+    assert not (a_job.run_folder / HEARTBEAT_FILE).exists()
+
+
+def test_kill_does_not_wait_and_takes_no_lock(launcher: ProcessLauncher, tmp_path: Path) -> None:
+    running = launcher.launch(job(tmp_path, "ignore"))
+    started(running)
+
+    def handle(*_: object) -> None:
+        running.kill()
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with running._child._waitpid_lock:  # type: ignore[attr-defined]  # as in the midst of poll
+            os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert running.wait(10) == 137
+    running.kill()
+
+
+@pytest.mark.parametrize("name", [STDERR_FILE, HEARTBEAT_FILE])
+@pytest.mark.parametrize("trap", ["link", "pipe"])
+def test_files_of_the_run_folder_lead_nowhere(
+    launcher: ProcessLauncher, tmp_path: Path, name: str, trap: str
+) -> None:
+    victim, a_job = tmp_path / "victim", job(tmp_path)
+    victim.write_text("mine")
+    os.utime(victim, (0, 0))
+    if trap == "link":
+        (a_job.run_folder / name).symlink_to(victim)
+    else:
+        os.mkfifo(a_job.run_folder / name)
+    with pytest.raises(InputError, match="not a plain file"):
+        launcher.launch(a_job)
+    assert (victim.read_text(), victim.stat().st_mtime) == ("mine", 0)
+
+
+def test_the_process_file_replaces_a_link(launcher: ProcessLauncher, tmp_path: Path) -> None:
+    victim, a_job = tmp_path / "victim", job(tmp_path)
+    victim.write_text("mine")
+    (a_job.run_folder / f"{PROCESS_FILE}.new").symlink_to(victim)
+    (a_job.run_folder / PROCESS_FILE).symlink_to(victim)
+    assert launcher.launch(a_job).wait(20) == 0
+    assert victim.read_text() == "mine"
 
 
 def test_reap_kills_what_a_dead_driver_left(launcher: ProcessLauncher, tmp_path: Path) -> None:
@@ -179,6 +236,7 @@ def test_gpu_counts_those_that_the_driver_may_use(
     assert gpu_name(device, environment) == gpu
     child = child_environment(Job(Path("/run"), "s", 0, device), Path("/program"), environment)
     assert child["CUDA_VISIBLE_DEVICES"] == (gpu or "")
+    assert child["HF_HUB_OFFLINE"] == "1"
 
 
 @pytest.mark.parametrize("visible", ["3,5", ""])
@@ -228,6 +286,11 @@ def test_fake_waits_and_stops(tmp_path: Path) -> None:
     running = launcher.launch(Job(tmp_path, "s", 1))
     running.stop()
     assert (running.exit_code, running.poll()) == (3, [])
+    running.kill()
+    assert running.exit_code == 3
+    running = launcher.launch(Job(tmp_path, "s", 2))
+    running.kill()
+    assert (running.exit_code, running.poll()) == (137, [])
 
 
 # ------------------------------------------------------------------------------- foreign images
@@ -299,8 +362,37 @@ def test_mounts_of_links_in_an_input_folder(tmp_path: Path) -> None:
     (tmp_path / "masks/more/3.png").symlink_to(tmp_path / "far/3.png")
     (tmp_path / "data/nothing.png").symlink_to("/nowhere/at/all.png")
     (tmp_path / "data/circle").symlink_to("circle")
-    expected = ["data", "far", "masks", "store/a", "store/b"]
+    expected = ["data", "far/3.png", "masks", "store/a/1.png", "store/b/2.png"]
     assert mounts([tmp_path / "data"], tmp_path / "run") == [tmp_path / name for name in expected]
+
+
+def many(folder: Path, count: int, links: Path) -> list[Path]:
+    """`count` files in a folder, each with a link in `links`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    links.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{number}.png" for number in range(count)]
+    for file in files:
+        file.touch()
+        (links / file.name).symlink_to(file)
+    return files
+
+
+def test_mounts_of_many_links_are_their_folder(tmp_path: Path) -> None:
+    files = many(tmp_path / "few", MOST_FILES, tmp_path / "data/few")
+    many(tmp_path / "many", MOST_FILES + 1, tmp_path / "data/many")
+    found = mounts([tmp_path / "data"], tmp_path / "run")
+    assert found == sorted([tmp_path / "data", tmp_path / "many", *files])
+
+
+def test_mounts_never_show_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "homes/me"))
+    (tmp_path / "homes/me/data").mkdir(parents=True)
+    data = tmp_path / "homes/me/data"
+    mine = many(tmp_path / "homes/me", MOST_FILES + 9, data / "mine")
+    above = many(tmp_path / "homes", MOST_FILES + 9, data / "above")
+    (tmp_path / "way").symlink_to(tmp_path / "homes")
+    (data / "a folder").symlink_to(tmp_path / "way/me")
+    assert mounts([data], tmp_path / "run") == sorted([data, *mine, *above])
 
 
 def test_mounts_leave_the_run_folder_writable(tmp_path: Path) -> None:
@@ -448,6 +540,75 @@ def test_image_that_is_not_there() -> None:
 )
 def test_container_that_does_not_start(message: str, fix: str) -> None:
     assert fix in engine.start_error(message).fix
+
+
+class Engine:
+    """Stands in for docker's client: containers that never end."""
+
+    def __init__(self, info: Any = None) -> None:
+        self._info, self.made, self.removed = info, [], []
+        self.containers = SimpleNamespace(create=self.create)
+        self.api = SimpleNamespace(
+            remove_container=lambda name, force: self.removed.append(name),
+            containers=lambda all, filters: [
+                made
+                for made in self.made
+                if filters["label"][0].partition("=")[0] in made["Labels"]
+            ],
+        )
+
+    def info(self) -> Any:
+        if isinstance(self._info, Exception):
+            raise self._info
+        return self._info or {}
+
+    def create(self, labels: dict[str, str], **_: Any) -> Any:
+        from requests.exceptions import ConnectionError
+
+        def wait(timeout: float) -> None:
+            time.sleep(timeout)
+            raise ConnectionError("Read timed out.")
+
+        self.made.append({"Id": str(len(self.made)), "Labels": labels})
+        return SimpleNamespace(id=self.made[-1]["Id"], start=lambda: None, wait=wait)
+
+
+def test_a_probe_that_hangs_is_ended_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launchers.docker.PROBE_SECONDS", 0.1)
+    client: Any = Engine()
+    reason = DockerLauncher(client, OURS, CALLER).probe_gpu()
+    assert reason == "a container of 'rml-trainer' did not find cuda:0 within 0.1 s"
+    assert client.removed == ["0"]
+
+
+def test_a_probe_that_was_left_is_reaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launchers.docker.PROBE_SECONDS", 0.0)
+    client: Any = Engine()
+    launcher = DockerLauncher(client, OURS, CALLER)
+    launcher.probe_gpu()
+    client.removed.clear()
+    assert (launcher.reap(tmp_path), client.removed) == (0, []), "its driver lives"
+    client.made[0]["Labels"]["org.rml-optimization.start_time"] = "1"
+    assert (launcher.reap(tmp_path), client.removed) == (0, ["0"])
+
+
+def test_an_engine_that_goes_away_at_the_start() -> None:
+    from requests.exceptions import ConnectionError
+
+    client: Any = Engine(ConnectionError("gone"))
+    with pytest.raises(InputError, match="does not answer"):
+        DockerLauncher(client, OURS, CALLER)
+
+
+def test_what_a_container_says_goes_into_a_plain_file_only(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / STDERR_FILE).symlink_to(victim)
+    container: Any = SimpleNamespace(attach=lambda **_: iter([b"all yours"]))
+    heartbeat: Any = None
+    with pytest.raises(InputError, match="not a plain file"):
+        RunningContainer(container, tmp_path, heartbeat, foreign=False)
+    assert victim.read_text() == "mine"
 
 
 # --------------------------------------------------------------------------------------- image

@@ -11,7 +11,14 @@ import torch
 
 from trainer.errors import InputError
 from trainer.networks.build import SegmentationNetwork, build, parameter_counts
-from trainer.networks.description import Network, check_size, parse_network, read_network
+from trainer.networks.description import (
+    ENCODERS,
+    Network,
+    check_size,
+    parse_network,
+    read_network,
+)
+from trainer.networks.smp import import_smp
 from trainer.networks.weights import find_weights, sha256, stored_path, weights_folder
 
 LAYERS = Path(__file__).resolve().parent.parent / "layers"
@@ -52,6 +59,29 @@ def test_the_layers_file_unet_small() -> None:
     description = read_network(LAYERS / "unet_small.json")
     assert (description.label, description.divisor) == ("unet", 16)
     assert parameter_counts(build(description)) == (486553, 486553)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "hint"),
+    [
+        ("tu-hf-hub:someone/model", ""),
+        ("resnet/50", "did you mean 'resnet50'?"),
+        ("tu-convnext_tiny:in1k", "did you mean 'tu-convnext_tiny'?"),
+        ("resnet18\n", "did you mean 'resnet18'?"),
+        ("", ""),
+    ],
+)
+def test_names_that_would_reach_the_network_are_refused(encoder: str, hint: str) -> None:
+    told = refusal({**RESNET18, "encoder": encoder})
+    assert "is not the name of an encoder" in told and hint in told
+
+
+def test_the_encoders_in_hints_are_there() -> None:
+    known = set(import_smp().encoders.get_encoder_names())
+    import timm  # after smp, which makes torchvision importable
+
+    known |= {f"tu-{name}" for name in timm.list_models()}
+    assert set(ENCODERS) <= known
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 24), (32, 4)])

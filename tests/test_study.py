@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Callable
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,10 @@ import optuna
 import pytest
 
 import rml_optuna
+from launchers.fake import FakeLauncher
 from study.records import TrialRecord
 from tests import studies
+from trainer.errors import InputError
 
 Epochs = Callable[[dict[str, Any]], "list[float] | int"]
 PUBLISHED = ["max_acc", "optimizer", "lr", "loss", "epoch_max_acc"]
@@ -32,12 +38,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory where there is such a folder: SQLite waits for the disk with every report."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
 def study(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int, str]]:
     """Types a study in tmp_path whose trials a fake trainer plays; exit code and all output."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(rml_optuna, "describe", lambda layers: {"parameters": 1000})
+    monkeypatch.setattr(rml_optuna, "POLL_SECONDS", 0.001)
 
     def run(epochs: Epochs, *options: str) -> tuple[int, str]:
         place = studies.fake_place(epochs)
@@ -295,7 +310,7 @@ def test_an_interrupted_trial_comes_again_with_its_parameters(
 
     code, out = study(stop_in_the_second, "--num-trials", "4", "--num-epochs", "2")
     assert code == 130, out
-    assert "--study-name 's' --resume" in out
+    assert "--study-name s --resume" in out
     told = trials(tmp_path)
     assert told[1].state.name == "FAIL" and told[1].user_attrs["cause"] == "interrupted"
     code, out = study(improving, "--num-trials", "4", "--resume")
@@ -370,38 +385,241 @@ def test_files_of_the_user_are_moved_aside(
     assert texts == ["mine"]
 
 
-def test_time_limit(study: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
-    def slow(config: dict[str, Any]) -> list[float]:
+def test_time_limit_interrupts_and_the_trial_comes_again(
+    study: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(rml_optuna.Driver, "late", lambda self: now[0] > 1)
+
+    def late_in_the_third(config: dict[str, Any]) -> list[float]:
+        now[0] += 0.4
         return [0.5] * config["num_epochs"]
 
-    options = ("--num-trials", "50", "--num-epochs", "20", "--timeout", "3s")
-    code, out = study(slow, *options)
+    options = ("--num-trials", "5", "--num-epochs", "30", "--timeout", "4h")
+    code, out = study(late_in_the_third, *options)
     assert code == 0, out
     entries = listed(tmp_path)
-    assert 1 <= len(entries) < 50
-    assert "time limit after epoch" in entries[-1]["cause"] or "time limit is reached" in out
+    assert [e["state"] for e in entries] == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert entries[2]["cause"] == "interrupted by the time limit"
+    now[0] = -100.0
+    code, out = study(late_in_the_third, "--resume")
+    assert code == 0, out
+    told = trials(tmp_path)
+    assert told[3].params == told[2].params
+    assert len([t for t in told if t.state.name == "COMPLETE"]) == 5
 
 
-def test_best_rate_at_an_edge_and_last_epoch_are_told(
-    study: Callable[..., tuple[int, str]],
-) -> None:
-    options = (
-        "--num-trials",
-        "1",
-        "--num-epochs",
-        "2",
-        "-lr-min",
-        "0.001",
-        "-lr-max",
-        "0.00100001",
-    )
-    _, out = study(lambda config: [0.5, 0.6], *options)
+@pytest.mark.parametrize(
+    ("place", "told"), [(0.01, "yes, the lower"), (0.5, "no"), (0.99, "yes, the upper")]
+)
+def test_best_rate_at_an_edge(place: float, told: str) -> None:
+    from study.report import edge_of_range
+
+    rate = 10 ** (-4 + 2 * place)
+    assert edge_of_range(rate, 1e-4, 1e-2).startswith(told)
+
+
+def test_best_epoch_is_the_last(study: Callable[..., tuple[int, str]]) -> None:
+    _, out = study(lambda config: [0.5, 0.6], "--num-trials", "1", "--num-epochs", "2")
     text = " ".join(out.replace("|", " ").split())
     assert "Best epoch is the last yes: more epochs may help, like --num-epochs 4" in text
-    assert "Best rate at an edge of its range" in text
+
+
+def test_resume_has_the_options_of_the_study(
+    study: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    """Also those that may change: as many trials, as many kept checkpoints as before."""
+    calls = iter(range(100))
+
+    def stop_in_the_third(config: dict[str, Any]) -> list[float]:
+        if next(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return improving(config)
+
+    options = ("--num-trials", "5", "--num-epochs", "2", "--keep-checkpoints", "4")
+    code, _ = study(stop_in_the_third, *options)
+    assert code == 130
+    code, out = study(improving, "--resume")
+    assert code == 0, out
+    assert [e["state"] for e in listed(tmp_path)].count("COMPLETE") == 5
+    assert len(list(tmp_path.glob("runs/s/trial-*/checkpoints/best.pt"))) == 4
+
+
+def test_bare_resume_takes_the_study_whose_driver_started_last(
+    study: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    study(improving, "--num-trials", "1", "--num-epochs", "2")
+
+    def stop_at_once(config: dict[str, Any]) -> list[float]:
+        signal.raise_signal(signal.SIGTERM)
+        return improving(config)
+
+    study(stop_at_once, "--num-trials", "2", "--num-epochs", "2", "--study-name", "later")
+    from study.command import last_study
+
+    assert last_study(tmp_path) == "later"
+
+
+def test_launch_error_on_resume_leaves_the_study(
+    study: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study(improving, "--num-trials", "1", "--num-epochs", "2")
+
+    def broken(self: FakeLauncher, job: Any) -> Any:
+        raise InputError("docker", "the engine does not run")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeLauncher, "launch", broken)
+        code, out = study(improving, "--resume", "--num-trials", "3")
+    assert code == 2 and "does not run" in out
+    assert (tmp_path / "runs/s/trial-0000/checkpoints/best.pt").exists()
+    code, out = study(improving, "--resume", "--num-trials", "3")
+    assert code == 0, out
+
+
+def test_storage_that_breaks_is_told_and_nothing_is_lost(
+    study: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports = iter(range(100))
+    report = optuna.trial.Trial.report
+
+    def breaks(self: optuna.trial.Trial, value: float, step: int) -> None:
+        if next(reports) == 5:
+            raise optuna.exceptions.StorageInternalError("database or disk is full")
+        report(self, value, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.trial.Trial, "report", breaks)
+        code, out = study(improving, "--num-trials", "4", "--num-epochs", "3")
+    assert code == 1
+    assert "disk is full" in out and "--resume" in out and "Traceback" not in out
+    code, out = study(improving, "--resume")
+    assert code == 0, out
+    assert [t.number for t in trials(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_list_lost_by_a_kill_comes_back(
+    study: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    study(improving, "--num-trials", "2", "--num-epochs", "2")
+    before = listed(tmp_path)
+    for path in (tmp_path / "list_acc.json", tmp_path / "runs/s/list_acc.json"):
+        path.unlink()
+    shutil.rmtree(tmp_path / "runs/s/best_model")
+    code, out = study(improving, "--resume")
+    assert code == 0, out
+    assert listed(tmp_path) == before
+    assert (tmp_path / "runs/s/best_model/best_model_file.pt").exists()
+
+
+def test_trial_that_begins_again_has_the_score_of_its_last_run(
+    study: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    runs = iter([[0.9, 3], [0.6, 0.5]])
+
+    def cut_off_first(config: dict[str, Any]) -> list[float]:
+        return next(runs)
+
+    code, out = study(cut_off_first, "--num-trials", "1", "--num-epochs", "2")
+    assert code == 0, out
+    assert "was stopped from outside; it begins again" in out
+    assert listed(tmp_path)[0]["max_acc"] == 0.6
+
+
+def test_adopted_trial_without_parameters_is_seeded(
+    study: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    study(improving, "--num-trials", "3", "--num-epochs", "2", "--study-name", "whole")
+    study(improving, "--num-trials", "2", "--num-epochs", "2")
+    storage = f"sqlite:///{tmp_path}/rml_study.db"
+    optuna.load_study(study_name="s", storage=storage).ask()
+    study(improving, "--num-trials", "3", "--resume", "--study-name", "s")
+    whole = optuna.load_study(study_name="whole", storage=storage).trials
+    assert [t.params for t in trials(tmp_path)] == [t.params for t in whole]
+
+
+def test_links_in_a_run_folder_are_not_followed(
+    study: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "best.pt").write_text("mine")
+    (mine / "other.pt").write_text("mine")
+
+    def link(config: dict[str, Any]) -> list[float]:
+        for checkpoints in tmp_path.glob("runs/s/trial-*/checkpoints"):
+            if not checkpoints.is_symlink():
+                shutil.rmtree(checkpoints)
+                checkpoints.symlink_to(mine)
+        return improving(config)
+
+    study(link, "--num-trials", "4", "--num-epochs", "2", "--keep-checkpoints", "1")
+    assert sorted(p.name for p in mine.iterdir()) == ["best.pt", "other.pt"]
+    assert not (tmp_path / "runs/s/best_model").exists()
+
+
+def test_weights_fetched_later_do_not_change_a_study(
+    study: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RML_WEIGHTS", str(tmp_path / "store"))
+    network = {"network": "smp.Unet", "encoder": "resnet18", "activation": "sigmoid"}
+    (tmp_path / "net.json").write_text(json.dumps(network))
+    options = ("--layers", str(tmp_path / "net.json"), "--image-size", "32", "--num-epochs", "2")
+    code, out = study(improving, "--num-trials", "1", *options)
+    assert code == 0 and "were not fetched" in out, out
+    (tmp_path / "store").mkdir()
+    stored = tmp_path / "store/resnet18-imagenet.safetensors"
+    stored.write_bytes(b"weights")
+    record = {"sha256": hashlib.sha256(b"weights").hexdigest()}
+    stored.with_suffix(".json").write_text(json.dumps(record))
+    code, out = study(improving, "--num-trials", "2", "--resume", *options)
+    assert code == 0, out
+    assert [e["weights"].split()[0] for e in listed(tmp_path)] == ["random", "random"]
+    changed = ("--num-trials", "2", "--resume", *options, "--weights", "imagenet")
+    code, out = study(improving, *changed)
+    assert code == 2 and "--weights none -> imagenet" in out
+
+
+def test_groups_that_cross_parts_are_told(study: Callable[..., tuple[int, str]]) -> None:
+    options = ("--num-trials", "1", "--num-epochs", "2", "--group-by", r"image_00([0-5])")
+    _, out = study(improving, *options)
+    text = " ".join(out.replace("|", " ").split())
+    assert "10 names do not match --group-by" in text
+    assert "6 TEST IMAGES SHARE A GROUP with training images" in text
+
+
+@pytest.mark.parametrize(
+    ("url", "secret"),
+    [
+        ("postgresql://me:p@ss@host/x", "ss"),
+        ("postgresql://me:secret@host:1/x", "secret"),
+        ("mysql://host/x?user=me&password=secret", "secret"),
+    ],
+)
+def test_secrets_of_a_storage_are_masked(url: str, secret: str) -> None:
+    from study.storage import masked
+
+    assert secret not in masked(url).replace("postgresql", "").replace("password", "")
+    assert "host" in masked(url) and "***" in masked(url)
+
+
+def test_every_option_is_remembered() -> None:
+    """What a resume begins from has every option of the command line but those of one run."""
+    import inspect
+
+    import rml_optimization
+    from study.command import Given, settings_from
+
+    parameters = inspect.signature(rml_optimization.study).parameters
+    defaults = {name: p.default for name, p in parameters.items() if name != "context"}
+    settings = settings_from(Given({**defaults, "gpu": False}, set()), studies.ROOT)
+    of_one_run = {"study_name", "resume", "storage", "singularity_image", "num_procs"}
+    expected = set(defaults) - of_one_run - {"transfer_learning"}
+    assert {name.replace("-", "_") for name in settings.options()} == expected
+    assert set(settings.fixed()) < set(settings.options())
 
 
 def test_records_of_a_failed_trial_are_numbers() -> None:
-    entry = TrialRecord(trial=3, state="FAIL", cause="x").as_dict("s")
+    entry = TrialRecord(trial=3, state="FAIL", cause="x").as_dict("s", "accuracy")
     assert [entry[key] for key in ("max_acc", "lr", "epoch_max_acc")] == [0.0, 0.0, 0]
     assert re.fullmatch(r"\d+", str(entry["epoch_max_acc"]))

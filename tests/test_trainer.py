@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -21,8 +23,12 @@ from PIL import Image
 
 from trainer.__main__ import main, parse, translated
 from trainer.checkpoint import load_checkpoint
+from trainer.config import Data
+from trainer.data.cache import ImageSet
 from trainer.errors import InputError, NoSpace, OutOfMemory
 from trainer.events import EventReader
+from trainer.predict import PredictionFile
+from trainer.stopping import StopRequest
 
 Build = Callable[..., dict[str, Any]]
 Train = Callable[..., Any]
@@ -176,6 +182,7 @@ def test_the_events_of_a_run(trained: Any) -> None:
     kinds = [event["event"] for event in trained.events if event["event"] != "checkpoint"]
     assert kinds == ["start", *["epoch"] * 5, "end"]
     start, end = trained.events[0], trained.events[-1]
+    assert start["schema_version"] == 1 and start["resumed_after"] is None
     assert start["device"] == "CPU" and start["threads"] == 1
     assert start["images"] == {"training": 7, "test": 5}
     assert start["weights"] == "random" and start["parameters"] > 1000
@@ -353,6 +360,7 @@ def test_the_scores_equal_those_computed_from_the_predictions(trained: Any, data
 def test_result_json_has_the_best_epoch_and_every_image(trained: Any) -> None:
     result = trained.result
     best = max(trained.epochs, key=lambda event: event["accuracy"])
+    assert result["schema_version"] == 1
     assert (result["exit_code"], result["reason"], result["epochs"]) == (0, "done", 5)
     assert {key: result["best"][key] for key in best if key != "event"} == {
         key: value for key, value in best.items() if key != "event"
@@ -695,7 +703,7 @@ def test_sigterm_leaves_a_checkpoint_and_a_reason(
     last = load_checkpoint(folder / "checkpoints/last.pt")
     assert last["training"]["epoch"] >= 1 and last["training"]["optimizer"]["state"]
     result = json.loads((folder / "result.json").read_text())
-    assert result == {"exit_code": 3, "reason": "SIGTERM received"}
+    assert result == {"schema_version": 1, "exit_code": 3, "reason": "SIGTERM received"}
     end = EventReader(folder / "metrics.jsonl").new()[-1]
     assert (end["event"], end["exit_code"]) == ("end", 3)
 
@@ -736,6 +744,158 @@ def test_a_stop_while_it_trains_keeps_what_it_learned(
     assert ended.code == 3 and ended.result["reason"] == "enough"
     last = load_checkpoint(ended.folder / "checkpoints/last.pt")
     assert last["training"]["epoch"] == len(ended.epochs) >= 1
+
+
+# ---- a run that goes on ----
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, question: str, call: int) -> None:
+    """The next run is asked to stop at this call of StopRequest.asked or .check."""
+    real, count = getattr(StopRequest, question), itertools.count(1)
+
+    def counted(self: StopRequest) -> Any:
+        if next(count) == call:
+            self.ask("enough")
+        return real(self)
+
+    monkeypatch.setattr(StopRequest, question, counted)
+
+
+def without_time(event: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in event.items() if key not in ("seconds", "memory_bytes")}
+
+
+PRELOADED = 7 + 5
+STOPS = {
+    "in the first epoch": [("asked", PRELOADED + 1)],
+    "in the midst of an epoch": [("asked", PRELOADED + 3 + 2)],
+    "after the last batch of an epoch": [("asked", PRELOADED + 2 * 3)],
+    "in an evaluation": [("check", 2 + 4 + 2)],
+    "after an evaluation": [("check", 2 + 2 * 4)],
+    "three times": [("asked", PRELOADED + 5), ("check", 2 + 1), ("asked", PRELOADED + 2)],
+}
+"""An epoch has 3 batches, each followed by `asked`, then 3 batches of evaluation, each preceded by
+`check`, and another `check`."""
+
+
+@pytest.mark.parametrize("stops", STOPS.values(), ids=STOPS)
+def test_a_run_that_stopped_goes_on_as_if_it_had_not(
+    trained: Any, train: Train, monkeypatch: pytest.MonkeyPatch, stops: list[tuple[str, int]]
+) -> None:
+    content = json.loads(trained.folder.with_suffix(".json").read_text())
+    for number, (question, call) in enumerate(stops):
+        with monkeypatch.context() as patch:
+            stop_at(patch, question, call)
+            ended = train(content, "run", *(["--resume"] if number else []))
+        assert ended.code == 3, ended.err
+    last = load_checkpoint(ended.folder / "model/last.pt")["training"]
+    ended = train(content, "run", "--resume")
+    assert ended.code == 0, ended.err
+    start = [event for event in ended.events if event["event"] == "start"][-1]
+    assert start["resumed_after"] == {key: last[key] for key in ("epoch", "batches")}
+
+    assert [without_time(event) for event in ended.epochs] == [
+        without_time(event) for event in trained.epochs
+    ]
+    for name in ("best.pt", "last.pt", "model_checkpoint_4.pt"):
+        mine, whole = (load_checkpoint(e.folder / "model" / name) for e in (ended, trained))
+        assert without_time(mine["origin"]) == without_time(whole["origin"])
+        assert mine["state"].keys() == whole["state"].keys()
+        assert all(torch.equal(mine["state"][key], whole["state"][key]) for key in mine["state"])
+    result = ended.result
+    assert without_time(result.pop("best")) == without_time(trained.result["best"])
+    assert result == {key: value for key, value in trained.result.items() if key != "best"}
+    logs = [
+        [line.split()[1:] for line in (e.folder / "out.v1_train.txt").read_text().splitlines()]
+        for e in (ended, trained)
+    ]
+    assert logs[0] == logs[1]
+    assert (ended.folder / "out.v1_test.txt").read_text() == (
+        trained.folder / "out.v1_test.txt"
+    ).read_text()
+    assert "Resuming at epoch" in (ended.folder / "trainer.log").read_text()
+
+
+def test_sigterm_and_resume(
+    started: Started, configuration: Build, train: Train, tmp_path: Path
+) -> None:
+    content = configuration(num_epochs=100)
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    folder = tmp_path / "run"
+    options = ("--run-folder", str(folder), "--threads", "1", "--device", "cpu")
+    process = started("-m", "trainer", "--config", str(tmp_path / "c.json"), *options)
+    wait_for_epoch(folder, process)
+    process.terminate()
+    assert process.wait(10) == 3
+    ended, whole = train(content, "run", "--resume"), train(content, "whole")
+    assert ended.code == 0, ended.err
+    assert [without_time(e) for e in ended.epochs] == [without_time(e) for e in whole.epochs]
+
+
+def test_without_a_last_checkpoint_a_run_starts_anew(train: Train, configuration: Build) -> None:
+    failed = train(configuration(data={"input_path": "/none"}))
+    assert failed.code == 2
+    ended = train(configuration(), "run", "--resume")
+    assert ended.code == 0, ended.err
+    assert [event["epoch"] for event in ended.epochs] == [1]
+
+
+def test_what_cannot_go_on(
+    train: Train, configuration: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = train(configuration())
+    again = train(configuration(), "run", "--resume")
+    assert again.code == 2 and "this run has ended" in again.err
+    (ended.folder / "result.json").unlink()
+    other = train(configuration(layers=layers_file(tmp_path, width=2)), "run", "--resume")
+    assert other.code == 2 and "is of another network" in other.err
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main(["--config=c.json", "--resume"]) == 2
+
+
+def test_a_loss_that_is_not_a_number_spoils_no_checkpoint(
+    train: Train, configuration: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.checkpoint.LAST_CHECKPOINT_SECONDS", -1)
+    ended = train(configuration(num_epochs=30, optimizer={"type": "sgd", "learning_rate": 1e30}))
+    assert ended.code == 4
+    last = ended.folder / "checkpoints/last.pt"
+    assert not last.exists() or load_checkpoint(last)["training"]["epoch"] == len(ended.epochs)
+
+
+def test_no_index_is_moved_in_a_batch(
+    train: Train, configuration: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a copy of indices from the host would make every batch wait."""
+    there, asked = torch.device("meta"), []
+
+    def batch(self: ImageSet, indices: torch.Tensor) -> Any:
+        asked.append(indices.device)
+        return real(self, torch.arange(len(indices)))
+
+    real = ImageSet.batch
+    monkeypatch.setattr(ImageSet, "device", property(lambda self: there))
+    monkeypatch.setattr(ImageSet, "batch", batch)
+    ended = train(configuration())
+    assert ended.code == 0, ended.err
+    assert asked == [there] * (3 + 3)
+
+
+def test_the_hub_is_never_asked(train: Train, configuration: Build) -> None:
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.__main__.load_config", lambda _: asked.append(dict(os.environ)))
+        train(configuration())
+    assert asked[0]["HF_HUB_OFFLINE"] == "1"
+
+
+def test_predictions_are_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Any] = []
+    monkeypatch.setattr("trainer.predict.write_atomically", lambda _, data: written.append(data))
+    data = Data(input_path="a", test_output_path=str(tmp_path))
+    with PredictionFile(data, 1, None) as sink:
+        sink.write("a.png", np.zeros((1, 4, 4), np.float32))
+    assert isinstance(written[0], memoryview), "bytes would be a copy"
 
 
 def test_a_full_disk_is_told_and_earlier_files_stay(

@@ -3,6 +3,12 @@
 Runs what one configuration says. With `--run-folder DIR` it works in DIR and also writes
 metrics.jsonl, result.json, trainer.log and checkpoints there; without, only what the configuration
 names, relative to where it was started. Exit codes: see trainer/errors.py.
+
+A run with `--run-folder DIR` that stopped (exit code 3, or killed) goes on with the same command
+and `--resume`: from the batch after the one that DIR/checkpoints/last.pt was written at (or last.pt
+in the folder that `checkpoints.save` names), anew where there is none. metrics.jsonl, trainer.log
+and the text logs are appended to. On a CPU its numbers are those of a run that never stopped, bit
+by bit. After a kill, which leaves a last.pt up to a minute old, epochs may be told twice.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ from typing import Any
 from trainer.config import load_config
 from trainer.console import Console
 from trainer.errors import CAUSES, InputError, NoSpace, OutOfMemory, RmlError
-from trainer.events import LOG_FILE, METRICS_FILE, RESULT_FILE, EventLog, plain
+from trainer.events import LOG_FILE, METRICS_FILE, RESULT_FILE, SCHEMA_VERSION, EventLog, plain
 from trainer.stopping import StopRequest
 
 OUT_OF_SCOPE_APPS = ("pde", "gan", "obj")
@@ -35,6 +41,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     what.add_argument("--describe", metavar="LAYERS", help="print what a network file describes")
     parser.add_argument("--app", default="dnn", help="kind of run: dnn (default)")
     parser.add_argument("--run-folder", help="work in this folder and write events there too")
+    resume = "go on from last.pt of the run folder, anew where there is none; appends to its files"
+    parser.add_argument("--resume", action="store_true", help=resume)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
     parser.add_argument("--parent-pid", type=int, help="stop when this parent process ends")
@@ -52,13 +60,20 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError("--app", f"unknown name '{options.app}'", "dnn")
     if options.threads is not None and options.threads < 1:
         raise InputError("--threads", f"{options.threads} threads cannot compute", "1 or more")
+    if options.resume and not options.run_folder:
+        raise InputError("--resume", "there is no run folder to go on in", "with --run-folder DIR")
 
 
-def enter_run_folder(folder: str | None) -> Path | None:
-    """Makes the run folder the working directory; refuses one that has a result already."""
+def enter_run_folder(folder: str | None, resume: bool = False) -> Path | None:
+    """Makes the run folder the working directory; refuses one that has a result already.
+
+    A result that a resume can go on from is removed: it would soon be wrong.
+    """
     if folder is None:
         return None
     path = Path(folder).absolute()
+    if resume and _ended_early(path / RESULT_FILE):
+        (path / RESULT_FILE).unlink()
     if (path / RESULT_FILE).exists():
         fix = "give an empty folder, or remove result.json to run again"
         raise InputError(str(path), f"has a {RESULT_FILE}: this run has ended", "", fix)
@@ -68,6 +83,13 @@ def enter_run_folder(folder: str | None) -> Path | None:
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise InputError(str(path), f"cannot be a run folder ({error.strerror})") from None
     return path
+
+
+def _ended_early(result: Path) -> bool:
+    try:
+        return bool(json.loads(result.read_text(encoding="utf-8"))["exit_code"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def describe(path: str) -> int:
@@ -135,6 +157,7 @@ def write_result(folder: Path | None, content: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when torch and the networks are imported
     if options.describe:
         return describe(options.describe)
     folder: Path | None = None
@@ -146,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _check(options)
         config_path = Path(options.config).absolute()
-        folder = enter_run_folder(options.run_folder)
+        folder = enter_run_folder(options.run_folder, options.resume)
         if folder:
             console = Console(folder / LOG_FILE)
             events = EventLog(folder / METRICS_FILE)
@@ -160,7 +183,9 @@ def main(arguments: list[str] | None = None) -> int:
         checkpoints = Path("checkpoints") if folder else None
         if config.checkpoints.save:
             checkpoints = Path(config.checkpoints.save)
-        this = Run(console, events, stop, checkpoints, options.device, options.threads)
+        this = Run(
+            console, events, stop, checkpoints, options.device, options.threads, options.resume
+        )
         result = run(config, this)
         code, reason = 0, CAUSES[0]
         console.line("All done (return value = 0).")
@@ -173,7 +198,9 @@ def main(arguments: list[str] | None = None) -> int:
         if folder:
             with contextlib.suppress(OSError):  # the disk may be full
                 console.plain(text)
-    write_result(folder, {"exit_code": code, "reason": reason, **result})
+    write_result(
+        folder, {"schema_version": SCHEMA_VERSION, "exit_code": code, "reason": reason, **result}
+    )
     with contextlib.suppress(OSError):
         events.write("end", reason=reason, exit_code=code)
         events.close()

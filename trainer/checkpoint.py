@@ -2,11 +2,12 @@
 
     {"format": 1,
      "network": the network file's content,
-     "state": parameters and running statistics by name,
+     "state": parameters and running statistics by the names of the network's own library,
      "use": image_size [width, height], transforms, channels, classes, scaling, threshold,
             mask_threshold,
      "origin": epoch, scores, evaluated_on, weights, versions,
-     "training": optimizer, schedule, epoch, … (last.pt only)}
+     "training": what a resume needs beside these (last.pt only): epoch, batches, optimizer,
+                 schedule, progress}
 
 They hold tensors and plain values, and load with `weights_only=True`.
 """
@@ -16,11 +17,13 @@ from __future__ import annotations
 import io
 import os
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from trainer.config import Config
 from trainer.console import Console
@@ -28,13 +31,16 @@ from trainer.errors import InputError
 from trainer.events import EventLog
 
 if TYPE_CHECKING:
+    from trainer.networks.build import SegmentationNetwork
+    from trainer.networks.description import Network
     from trainer.parts import Usage
 
 FORMAT = 1
+LAST = "last.pt"
 LAST_CHECKPOINT_SECONDS = 60.0
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Writes a file beside and renames it, so that a reader sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -53,7 +59,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Writes a checkpoint; raises OSError where the disk is full."""
     buffer = io.BytesIO()  # torch.save to a file hides the reason of a failed write
     torch.save({"format": FORMAT, **content}, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -121,6 +127,37 @@ def load_weights(
         raise InputError(source, "none of its parameters fits the network", "", fix)
 
 
+@dataclass
+class Progress:
+    """How far a training is.
+
+    `event` tells of the last whole epoch (its `epoch` is 0 before the first), `losses` has a pair
+    (images, loss) for each batch of the running one; `best` and `best_scores` are the event and
+    the scores of the best epoch so far.
+    """
+
+    event: dict[str, Any] = field(default_factory=lambda: {"epoch": 0})
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    best_scores: dict[str, Any] | None = None
+
+
+def read_last(folder: Path | None, network: Network) -> dict[str, Any] | None:
+    """last.pt of a run that stopped; None where there is none.
+
+    Raises InputError where it is of another network, or has nothing to go on from.
+    """
+    if folder is None or not (folder / LAST).exists():
+        return None
+    where, content = str(folder / LAST), load_checkpoint(folder / LAST)
+    if "training" not in content:
+        raise InputError(where, "has no state of a training", "a last.pt of this program")
+    if content["network"] != network.model_copy(update={"weights": None}).model_dump():
+        found = "is of another network than `layers`"
+        raise InputError(where, found, "the configuration of the run that stopped")
+    return content
+
+
 class Saver:
     """Writes best.pt, last.pt and model_checkpoint_N.pt while a run trains."""
 
@@ -129,27 +166,26 @@ class Saver:
         folder: Path | None,
         config: Config,
         usage: Usage,
-        network: nn.Module,
+        network: SegmentationNetwork,
         optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler | None,
+        progress: Progress,
         events: EventLog,
         started_from: str,
     ) -> None:
         self._folder, self._config, self._usage = folder, config, usage
-        self._network, self._optimizer = network, optimizer
-        self._events, self._started_from = events, started_from
-        self._epoch: dict[str, Any] = {"epoch": 0}
+        self._network, self._optimizer, self._schedule = network, optimizer, schedule
+        self._progress, self._events, self._started_from = progress, events, started_from
         self._saved = time.monotonic()
-        self.batches = 0
-        """Batches of the running epoch that the network has seen."""
 
     def _content(self) -> dict[str, Any]:
         network = self._usage.network.model_copy(update={"weights": None})
         return {
             "network": network.model_dump(),
-            "state": {key: value.cpu() for key, value in self._network.state_dict().items()},
+            "state": {key: value.cpu() for key, value in self._network.body.state_dict().items()},
             "use": self._usage.for_checkpoint(),
             "origin": {
-                **self._epoch,
+                **self._progress.event,
                 "weights": self._started_from,
                 "torch": str(torch.__version__),
             },
@@ -159,16 +195,15 @@ class Saver:
         if folder is not None:
             path = Path(folder) / name
             save_checkpoint(path, content)
-            self._events.write("checkpoint", file=str(path), epoch=self._epoch["epoch"])
+            self._events.write("checkpoint", file=str(path), epoch=self._progress.event["epoch"])
 
     def epoch_done(self, event: dict[str, Any]) -> None:
-        """An epoch ended: model_checkpoint_N.pt where asked, last.pt now and then."""
-        self._epoch = {key: value for key, value in event.items() if key != "seconds"}
-        self.batches = 0
+        """An epoch ended, with its evaluation: model_checkpoint_N.pt where asked."""
+        self._progress.event = {key: value for key, value in event.items() if key != "seconds"}
+        self._progress.losses.clear()
         asked = self._config.checkpoints
         if asked.save and event["epoch"] % asked.interval == 0:
             self._write(asked.save, f"model_checkpoint_{event['epoch']}.pt", self._content())
-        self.now_and_then()
 
     def best(self) -> None:
         """The epoch that ended is the best so far."""
@@ -180,14 +215,14 @@ class Saver:
             self.last()
 
     def last(self) -> None:
-        """last.pt: `epoch` whole epochs and `batches` of the next are behind it.
-
-        With the optimizer's state (which has the learning rate) that is all that a resume needs.
-        """
+        """last.pt: `epoch` whole epochs and `batches` of the next are behind it."""
+        progress = self._progress
         training = {
-            "epoch": self._epoch["epoch"],
-            "batches": self.batches,
+            "epoch": progress.event["epoch"],
+            "batches": len(progress.losses),
             "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict() if self._schedule else None,
+            "progress": vars(progress),
         }
-        self._write(self._folder, "last.pt", {**self._content(), "training": training})
+        self._write(self._folder, LAST, {**self._content(), "training": training})
         self._saved = time.monotonic()

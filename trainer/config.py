@@ -14,7 +14,15 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from trainer.errors import InputError, joined, nearest
 
@@ -161,9 +169,14 @@ class Data(Section):
     training_tag: str | None = Field(None, description="For labels from folder names; unused.")
     test_tag: str | None = Field(None, description="For labels from folder names; unused.")
     testing_tag: str | None = Field(None, description="Another spelling of test_tag; unused.")
-    transforms: list[Transform] = Field([], description="Applied in order to inputs and targets.")
-    input_transforms: list[Transform] = Field([], description="Applied to inputs only.")
-    target_transforms: list[Transform] = Field([], description="Applied to targets only.")
+    transforms: list[Transform] = Field(
+        [],
+        description="For inputs and targets, each at most once. However they are listed: resize, "
+        "then flips, rotation and zoom as one resampling, then contrast and brightness, then "
+        "normalize. The random ones act in training only.",
+    )
+    input_transforms: list[Transform] = Field([], description="For inputs only, after those.")
+    target_transforms: list[Transform] = Field([], description="For targets only.")
     slicers: list[dict[str, Any]] = Field([], description="For volumes; unused with images.")
     hdf5_outfile: str | None = Field(None, description="For volumes; unused with images.")
     hdf5_precision: Literal["single", "half"] = Field("single", description="For volumes; unused.")
@@ -172,6 +185,15 @@ class Data(Section):
     num_test_examples: Any = Field(None, description="For differential equations; unused.")
     bc_frequency: Any = Field(None, description="For differential equations; unused.")
     bc_type: Any = Field(None, description="For differential equations; unused.")
+
+    @field_validator("transforms", "input_transforms", "target_transforms")
+    @classmethod
+    def _each_once(cls, transforms: list[Transform]) -> list[Transform]:
+        names = [transform.name for transform in transforms]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"'{name}' stands twice; accepted: each transform once")
+        return transforms
 
 
 class LearningRateSchedule(Section):
@@ -229,11 +251,18 @@ class Loss(Section):
     source: Literal["sigmoid", "softmax", "log_softmax"] | None = Field(
         None, description="What the output already is; it must fit the network's activation."
     )
-    weight: list[float] | None = Field(None, description="For NLL; unused.")
-    ignore_index: int | None = Field(None, description="For NLL; unused.")
+    weight: list[float] | None = Field(None, description="For NLL; not built yet.")
+    ignore_index: int | None = Field(None, description="For NLL; not built yet.")
     eps: float = Field(1e-7, gt=0, description="Dice: keeps an empty batch finite.")
     diffusion_coeff: float = Field(0.0, description="For differential equations; unused.")
     boundary_factor: float = Field(1.0, description="For differential equations; unused.")
+
+    @model_validator(mode="after")
+    def _no_class_is_weighted(self) -> Loss:
+        for name in ("weight", "ignore_index"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"'{name}' with {self.function} is not built yet; leave it out")
+        return self
 
 
 class Config(Section):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from trainer import metrics
 from trainer.console import Console
-from trainer.data.cache import ImageSet
+from trainer.data.cache import SHARE_OF_FREE_MEMORY, ImageSet, free_bytes
 from trainer.data.transforms import BatchTransform
 from trainer.device import autocast
 from trainer.losses import LossFunction
@@ -52,17 +52,22 @@ def _counts(predicted: Tensor, truth: Tensor) -> Tensor:
 
 
 class OwnSizeMasks:
-    """The masks of a set in their own sizes, on the device, read once if they fit."""
+    """The masks of a set in their own sizes, on the device.
+
+    They are kept until half of the memory that was free at first is taken; others are read anew.
+    """
 
     def __init__(self, images: ImageSet, device: torch.device) -> None:
         self._images, self._device = images, device
         self._kept: dict[int, Tensor] = {}
+        self._budget = SHARE_OF_FREE_MEMORY * free_bytes(device)
 
     def __getitem__(self, index: int) -> Tensor:
         if index in self._kept:
             return self._kept[index]
         mask = torch.from_numpy(self._images.own_size_mask(index)).to(self._device)
-        if self._images.cached:
+        if mask.nbytes <= self._budget:
+            self._budget -= mask.nbytes
             self._kept[index] = mask
         return mask
 
@@ -92,8 +97,10 @@ def evaluate(
     at_network: list[Tensor] = []
     at_own: list[Tensor] = []
     batches = math.ceil(len(images) / batch_size)
-    for batch, indices in enumerate(torch.arange(len(images)).split(batch_size), start=1):
+    everything = torch.arange(len(images), device=images.device)
+    for batch, indices in enumerate(everything.split(batch_size), start=1):
         check()
+        numbers = range((batch - 1) * batch_size, min(batch * batch_size, len(images)))
         raw, raw_targets = images.batch(indices)
         inputs = transform.inputs(raw.to(device, non_blocking=True))
         with autocast(device):
@@ -103,14 +110,14 @@ def evaluate(
             raw_targets = raw_targets.to(device, non_blocking=True)
             at_network.append(_counts(probabilities > 0.5, raw_targets > PIXEL_THRESHOLD))
             at_own += [
-                _own_size_counts(p, masks[int(i)])
-                for p, i in zip(probabilities, indices, strict=True)
+                _own_size_counts(p, masks[number])
+                for p, number in zip(probabilities, numbers, strict=True)
             ]
             if loss is not None:
                 losses.append(loss(logits, transform.targets(raw_targets)) * len(indices))
         if sink is not None:
-            for index, image in zip(indices.tolist(), probabilities.cpu().numpy(), strict=True):
-                sink.write(images.pairs[index].name, image)
+            for number, image in zip(numbers, probabilities.cpu().numpy(), strict=True):
+                sink.write(images.pairs[number].name, image)
         if console and batch < batches:
             console.line(_progress(epochs, batch, batches))
     if console:

@@ -2,7 +2,8 @@
 
 Events, by the key `event`:
 
-    start       device, threads, parameters, images {training, evaluation}, weights
+    start       schema_version, device, threads, parameters, images {training, evaluation}, weights,
+                resumed_after (null, or {epoch, batches}: so much was done before)
     epoch       epoch, epochs, loss, evaluated_on, evaluation_loss, accuracy, foreground_dice,
                 iou, learning_rate, seconds, memory_bytes (peak on the GPU)
     checkpoint  file, epoch
@@ -23,6 +24,9 @@ METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 LOG_FILE = "trainer.log"
 
+SCHEMA_VERSION = 1
+"""Of `start` events and of result.json; another number means that keys changed their meaning."""
+
 
 def plain(value: Any) -> Any:
     """`value` with every NaN and infinity replaced by None, which JSON can hold."""
@@ -36,9 +40,15 @@ def plain(value: Any) -> Any:
 
 
 class EventLog:
-    """Appends events to a file; with `path` None it does nothing (a run without a run folder)."""
+    """Appends events to a file; with `path` None it does nothing (a run without a run folder).
+
+    A last line that was cut off (a full disk, a kill) is removed first.
+    """
 
     def __init__(self, path: Path | None) -> None:
+        if path and path.exists():
+            with path.open("r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
         self._file = path.open("a", encoding="utf-8") if path else None
 
     def write(self, event: str, **fields: Any) -> None:

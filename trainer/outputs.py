@@ -16,17 +16,18 @@ from trainer.parts import Parts, Usage
 
 
 class TextLogs:
-    """The text logs of `outfile`; a rerun begins them anew, no outfile means none."""
+    """The text logs of `outfile`; a rerun begins them anew, a resume (`more`) appends."""
 
-    def __init__(self, outfile: str | None) -> None:
+    def __init__(self, outfile: str | None, more: bool = False) -> None:
         self._began = time.monotonic()
         self._train = self._test = None
         if outfile:
+            mode = "a" if more else "w"
             path = Path(outfile)
             path.parent.mkdir(parents=True, exist_ok=True)
             stem = path.with_suffix("")
-            self._train = Path(f"{stem}_train{path.suffix}").open("w", buffering=1)  # noqa: SIM115
-            self._test = Path(f"{stem}_test{path.suffix}").open("w", buffering=1)  # noqa: SIM115
+            self._train = Path(f"{stem}_train{path.suffix}").open(mode, buffering=1)  # noqa: SIM115
+            self._test = Path(f"{stem}_test{path.suffix}").open(mode, buffering=1)  # noqa: SIM115
 
     def train(self, epoch: int, batch: int, loss: float, gradient_norm: float) -> None:
         """A batch of training."""

@@ -47,4 +47,4 @@ class PredictionFile:
     ) -> None:
         self._file.close()
         if kind is None:
-            write_atomically(self.path, self._buffer.getvalue())
+            write_atomically(self.path, self._buffer.getbuffer())

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
-from trainer.checkpoint import Saver, load_weights
+from trainer.checkpoint import Progress, Saver, load_weights, read_last
 from trainer.config import Config
 from trainer.console import Console
 from trainer.data.cache import ImageSet
@@ -21,11 +22,11 @@ from trainer.data.transforms import BatchTransform
 from trainer.device import autocast, device_label, open_device, peak_memory_bytes
 from trainer.errors import NotANumber, Stopped
 from trainer.evaluate import Evaluation, OwnSizeMasks, as_result, evaluate
-from trainer.events import EventLog
+from trainer.events import SCHEMA_VERSION, EventLog
 from trainer.losses import LossFunction, build_loss
 from trainer.networks.build import SegmentationNetwork, build, parameter_counts
 from trainer.networks.description import check_size
-from trainer.networks.weights import find_weights
+from trainer.networks.weights import find_weights, sha256
 from trainer.optimizers import build_optimizer
 from trainer.outputs import TextLogs, print_settings
 from trainer.parts import Parts, Usage, open_parts, usage_of
@@ -49,6 +50,7 @@ class Run:
     checkpoints: Path | None
     device: str = "auto"
     threads: int | None = None
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,23 +77,31 @@ def run(config: Config, this: Run) -> dict[str, Any]:
 
     # ---- network ----
     torch.manual_seed(parts.seed)
-    weights = find_weights(usage.network, usage.source) if config.trains else None
+    last = read_last(this.checkpoints, usage.network) if this.resume and config.trains else None
+    fresh = config.trains and not last
+    weights = find_weights(usage.network, usage.source) if fresh else None
     network = build(usage.network, weights)
-    if config.checkpoints.load:
+    if last:
+        network.body.load_state_dict(last["state"])
+    elif config.checkpoints.load:
         console.line(f"Loading model checkpoint from file: {config.checkpoints.load}")
-        load_weights(network, usage.checkpoint["state"], config, console)
+        load_weights(network.body, usage.checkpoint["state"], config, console)
     network = network.to(device)
-    started_from = _started_from(config, weights)
+    started_from = last["origin"]["weights"] if last else _started_from(config, weights)
     loss = build_loss(config.loss) if config.loss else None
     work = Work(config, this, parts, network, device, BatchTransform(usage.data), loss)
     print_settings(config, usage, parts, network, device_label(device), started_from, console)
     this.events.write(
         "start",
+        schema_version=SCHEMA_VERSION,
         device=device_label(device),
         threads=torch.get_num_threads(),
         parameters=parameter_counts(network)[0],
         images={part: len(pairs) for part, pairs in parts.sizes().items()},
         weights=started_from,
+        resumed_after={key: last["training"][key] for key in ("epoch", "batches")}
+        if last
+        else None,
     )
     training = _images(parts.training, usage, work)
     evaluation = _images(parts.evaluation, usage, work)
@@ -111,18 +121,31 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     optimizer = build_optimizer(network.parameters(), config.optimizer)
     schedule = build_schedule(optimizer, config.optimizer.lr_scheduler)
 
+    # ---- resume ----
+    progress = Progress()
+    if last:
+        progress = _resumed(last["training"], optimizer, schedule)
+        where = f"epoch {progress.event['epoch'] + 1}, batch {len(progress.losses) + 1}"
+        console.line(f"Resuming at {where}")
+    saver = Saver(
+        this.checkpoints,
+        config,
+        usage,
+        network,
+        optimizer,
+        schedule,
+        progress,
+        this.events,
+        started_from,
+    )
+
     # ---- loop ----
-    logs = TextLogs(config.outfile)
-    saver = Saver(this.checkpoints, config, usage, network, optimizer, this.events, started_from)
-    best: dict[str, Any] | None = None
-    best_scores: dict[str, Any] | None = None
+    logs = TextLogs(config.outfile, more=last is not None)
     try:
-        for epoch in range(1, config.num_epochs + 1):
+        for epoch in range(progress.event["epoch"] + 1, config.num_epochs + 1):
             began = time.monotonic()
             rate = float(optimizer.param_groups[0]["lr"])
-            mean_loss = _train_epoch(work, training, optimizer, epoch, logs, saver)
-            if schedule:
-                schedule.step()
+            mean_loss = _train_epoch(work, training, optimizer, epoch, logs, saver, progress)
             scored = Evaluation(None, [])
             if evaluation:
                 scored = _evaluate(work, evaluation, masks, epoch)
@@ -140,23 +163,39 @@ def run(config: Config, this: Run) -> dict[str, Any]:
                 "seconds": time.monotonic() - began,
                 "memory_bytes": peak_memory_bytes(device),
             }
+            # From here on the epoch is over; until here a stop leaves it to be evaluated again.
+            if schedule:
+                schedule.step()
             saver.epoch_done(event)
-            if best is None or _better(event, best, parts.metric):
-                best, best_scores = event, scores
+            if progress.best is None or _better(event, progress.best, parts.metric):
+                progress.best, progress.best_scores = event, scores
                 saver.best()
             this.events.write("epoch", **event)
+            saver.now_and_then()
             if schedule and config.optimizer.lr_scheduler and config.optimizer.lr_scheduler.verbose:
                 console.line(f"Learning rate: {optimizer.param_groups[0]['lr']:.6g}")
             console.rule()
             this.stop.check()
-    finally:
+    except Stopped:
         saver.last()
+        raise
+    saver.last()
     return {
         "weights": started_from,
         "epochs": config.num_epochs,
-        "best": best,
-        "evaluation": best_scores,
+        "best": progress.best,
+        "evaluation": progress.best_scores,
     }
+
+
+def _resumed(
+    training: dict[str, Any], optimizer: torch.optim.Optimizer, schedule: LRScheduler | None
+) -> Progress:
+    """How far the training was; puts optimizer and schedule back to where they were."""
+    optimizer.load_state_dict(training["optimizer"])
+    if schedule:
+        schedule.load_state_dict(training["schedule"])
+    return Progress(**training["progress"])
 
 
 def _better(event: dict[str, Any], best: dict[str, Any], metric: str) -> bool:
@@ -168,7 +207,9 @@ def _started_from(config: Config, weights: Path | None) -> str:
     """In words, which weights the network starts from."""
     if config.checkpoints.load:
         return f"checkpoint {config.checkpoints.load}"
-    return f"encoder from {weights.name}, the rest random" if weights else "random"
+    if weights is None:
+        return "random"
+    return f"encoder from {weights.name} (sha256 {sha256(weights)[:12]}), the rest random"
 
 
 def _images(pairs: list[Pair], usage: Usage, work: Work) -> ImageSet | None:
@@ -186,17 +227,17 @@ def _images(pairs: list[Pair], usage: Usage, work: Work) -> ImageSet | None:
 
 
 def _steps(
-    work: Work, images: ImageSet, epoch: int, batch_size: int
+    work: Work, images: ImageSet, epoch: int, batch_size: int, done: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an epoch on the device.
+    """The batches of an epoch on the device, after the first `done`.
 
     Order, augmentation and dropout follow from seed, epoch and batch alone, so that a run can go on
     after any batch as if it had not stopped.
     """
     shuffle = Generator().manual_seed(_number(work.parts.seed, epoch, 0))
-    order = torch.randperm(len(images), generator=shuffle)
+    order = torch.randperm(len(images), generator=shuffle).to(images.device)
     randomness = Generator(work.device)
-    for batch, indices in enumerate(order.split(batch_size), start=1):
+    for batch, indices in enumerate(order.split(batch_size)[done:], start=done + 1):
         raw, raw_targets = images.batch(indices)
         assert raw_targets is not None
         raw = raw.to(work.device, non_blocking=True)
@@ -224,19 +265,20 @@ def _train_epoch(
     epoch: int,
     logs: TextLogs,
     saver: Saver,
+    progress: Progress,
 ) -> float:
-    """One pass over the training images; the mean loss of its images."""
+    """One pass over the training images, or what is left of it; the mean loss of its images."""
     network, run, batch_size = work.network, work.run, work.config.data.batch_size
     batches = math.ceil(len(images) / batch_size)
     printed = {math.ceil(k * batches / PRINTED_LINES) for k in range(1, PRINTED_LINES + 1)}
     waiting: list[Tensor] = []
-    told: list[float] = []
+    told = progress.losses
 
     def flush() -> None:
         """Brings the waiting losses from the device in one go, prints and checks them."""
         for value, norm in torch.stack(waiting).tolist() if waiting else []:
-            batch = len(told) + 1
-            told.append(value)
+            told.append((min(batch_size, len(images) - len(told) * batch_size), value))
+            batch = len(told)
             logs.train(epoch, batch, value, norm)
             if batch in printed:
                 run.console.line(
@@ -251,7 +293,7 @@ def _train_epoch(
 
     network.train()
     flushed = time.monotonic()
-    for batch, (inputs, targets) in enumerate(_steps(work, images, epoch, batch_size), start=1):
+    for inputs, targets in _steps(work, images, epoch, batch_size, done=len(told)):
         with autocast(work.device):
             logits = network(inputs)
         assert work.loss
@@ -261,17 +303,15 @@ def _train_epoch(
         norm = _gradient_norm(network)
         optimizer.step()
         waiting.append(torch.stack([loss.detach(), norm]))
-        saver.batches = batch
         if run.stop.asked():
+            flush()
             raise Stopped(run.stop.reason)
         if time.monotonic() - flushed > FLUSH_SECONDS:
             flush()
             saver.now_and_then()
             flushed = time.monotonic()
     flush()
-    last = len(images) - (batches - 1) * batch_size
-    sizes = [batch_size] * (batches - 1) + [last]
-    return sum(n * value for n, value in zip(sizes, told, strict=True)) / len(images)
+    return sum(n * value for n, value in told) / len(images)
 
 
 def _evaluate(work: Work, images: ImageSet, masks: OwnSizeMasks | None, epoch: int) -> Evaluation:

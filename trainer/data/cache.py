@@ -50,6 +50,11 @@ def free_memory_bytes() -> int:
     return max(free, 0)
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory of the device that this process may still take."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()
+
+
 class ImageSet:
     """Images with their masks, by index."""
 
@@ -77,6 +82,11 @@ class ImageSet:
     def cached(self) -> bool:
         """Whether the images lie in memory."""
         return self._inputs is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images lie, and where indices of a batch belong: a GPU waits for no index."""
+        return torch.device("cpu") if self._inputs is None else self._inputs.device
 
     def _read(self, index: int) -> tuple[Bytes, Bytes | None]:
         pair = self.pairs[index]
@@ -137,16 +147,14 @@ class ImageSet:
         """Moves what was preloaded to a device, if it takes less than half of its free memory."""
         if self._inputs is None or device.type != "cuda":
             return
-        free, _ = torch.cuda.mem_get_info(device)
-        if self._inputs.nbytes * 4 // 3 < SHARE_OF_FREE_MEMORY * free:
+        if self._inputs.nbytes * 4 // 3 < SHARE_OF_FREE_MEMORY * free_bytes(device):
             self._inputs = self._inputs.to(device)
             self._targets = None if self._targets is None else self._targets.to(device)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        """uint8 images (n, C, H, W) and targets (n, 1, H, W), where they lie."""
+        """uint8 images (n, C, H, W) and targets (n, 1, H, W), where they and `indices` lie."""
         if self._inputs is not None:
-            at = indices.to(self._inputs.device)
-            return self._inputs[at], None if self._targets is None else self._targets[at]
+            return self._inputs[indices], None if self._targets is None else self._targets[indices]
         read = [self._read(int(index)) for index in indices]
         for index, (image, _) in zip(indices.tolist(), read, strict=True):
             self._same_size(image, read[0][0], index)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from trainer.data.folders import DICOM_FIX
 from trainer.errors import InputError
@@ -25,17 +25,28 @@ Bytes = NDArray[np.uint8]
 
 
 def open_image(path: Path) -> Any:
-    """A PIL image whose pixels can be decoded to 8 bit; raises InputError that names the file."""
+    """A PIL image whose pixels can be decoded to 8 bit, upright as its EXIF orientation says.
+
+    Raises InputError that names the file.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(132)
         if start[128:] == b"DICM":
             raise InputError(str(path), "this is a DICOM file", "8-bit images", DICOM_FIX)
         image = Image.open(path)
-        if image.mode not in EIGHT_BIT_MODES:
-            found = f"has more than 8 bits a channel (mode {image.mode})"
+        if (mode := _deep_mode(image)) is not None:
+            found = f"has more than 8 bits a channel (mode {mode})"
             raise InputError(str(path), found, "8-bit images", SIXTEEN_BIT_FIX)
+        pages = getattr(image, "n_frames", 1)
+        if pages > 1:
+            fix = "save each as an image of its own"
+            raise InputError(str(path), f"has {pages} pages", "one image a file", fix)
+        if _turned_twice(image):
+            fix = "convert it, for example with: convert IN -auto-orient OUT.png"
+            raise InputError(str(path), "is an uncompressed TIFF that is to be turned", "", fix)
         image.load()
+        ImageOps.exif_transpose(image, in_place=True)
     except (InputError, MemoryError):
         raise
     except FileNotFoundError:
@@ -46,6 +57,25 @@ def open_image(path: Path) -> Any:
         found = f"cannot be read as an image ({str(error) or type(error).__name__})"
         raise InputError(str(path), found, "a whole image file", "replace or remove it") from None
     return image
+
+
+def _deep_mode(image: Any) -> str | None:
+    """The mode of an image of more than 8 bits a channel that is not loaded yet; else None.
+
+    PIL opens 16-bit colours as 8-bit ones and cuts them: only the mode of the raw data tells.
+    """
+    if image.mode not in EIGHT_BIT_MODES:
+        return str(image.mode)
+    if image.format not in ("PNG", "TIFF"):  # a BMP of 5 bits a channel has a raw mode "BGR;16"
+        return None
+    modes = [t.args if isinstance(t.args, str) else t.args[0] for t in image.tile if t.args]
+    return next((mode for mode in modes if ";16" in str(mode)), None)
+
+
+def _turned_twice(image: Any) -> bool:
+    """Whether Pillow (13.0) would apply the orientation twice: that of a TIFF it decodes itself."""
+    decoded_by_pillow = image.format == "TIFF" and image.tile and image.tile[0][0] == "raw"
+    return bool(decoded_by_pillow and image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
 
 
 def _resized(image: Any, size: tuple[int, int] | None, resample: Image.Resampling) -> Any:

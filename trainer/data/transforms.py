@@ -21,7 +21,7 @@ INTENSITY = ("random_brightness", "random_contrast")
 
 
 def resize_of(data: Data) -> tuple[int, int] | None:
-    """(width, height) of the last resize in the transforms; None where there is none."""
+    """(width, height) of the resize in the transforms; None where there is none."""
     sizes = [t.value for t in data.transforms if t.name == "resize"]
     for name in ("input_transforms", "target_transforms"):
         own = [t.value for t in getattr(data, name) if t.name == "resize"]

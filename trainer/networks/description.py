@@ -9,6 +9,7 @@ A file with `class_name` is a Keras network.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,16 @@ SMP_NETWORKS = (
     "UPerNet",
     "Segformer",
 )
+ENCODERS = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "densenet121"),
+    *("efficientnet-b0", "efficientnet-b3", "mobilenet_v2", "mit_b0", "mit_b2", "vgg16_bn"),
+    *("tu-convnext_tiny", "tu-resnet10t", "tu-efficientnetv2_rw_s"),
+)
+"""Some of the encoders of smp, for hints; the others work too."""
+
+ENCODER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+"""timm fetches what other names lead to, like tu-hf-hub:someone/model."""
+
 NETWORKS = ("unet", *(f"smp.{name}" for name in SMP_NETWORKS))
 
 
@@ -98,6 +109,10 @@ def _check(network: Network, where: str) -> None:
         raise InputError(where, f"unknown network '{network.network}'{hint}", ", ".join(NETWORKS))
     if network.network != "unet" and network.encoder is None:
         raise InputError(where, f"{network.network} needs an 'encoder'", "like resnet50")
+    if network.encoder is not None and not ENCODER_NAME.fullmatch(network.encoder):
+        found = f"'{network.encoder}' is not the name of an encoder"
+        hint = nearest(network.encoder, ENCODERS)
+        raise InputError(f"{where}, encoder", found + hint, "letters, digits, and any of _ . -")
     if network.classes != 1 or network.activation != "sigmoid":
         found = f"classes {network.classes} with activation {network.activation or 'null'}"
         raise InputError(

@@ -1,0 +1,93 @@
+"""The best trial's checkpoint becomes the study's model, with a configuration that uses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launchers.choice import Place
+from launchers.image import source_hash
+from study.dataset import Dataset
+from study.records import MODEL_FILE, SPLIT_FILE, Records, TrialRecord, checkpoint_of, run_name
+from study.settings import Settings
+from study.space import render_test
+from study.start_weights import StartWeights
+
+SCHEMA_VERSION = 1
+
+
+def best_of(records: list[TrialRecord]) -> TrialRecord | None:
+    """The complete trial with the highest value, the first of them."""
+    done = [r for r in records if r.state == "COMPLETE" and r.value is not None]
+    return max(done, key=lambda r: (r.value or 0.0, -r.trial), default=None)
+
+
+def near(path: Path, here: Path) -> str:
+    """A folder as config_test.json names it: relative where it really lies below `here`."""
+    real = path.resolve()
+    if real.is_relative_to(here.resolve()):
+        return f"./{real.relative_to(here.resolve())}/"
+    return f"{real}/"
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """Promotes trials of one study. `here` is where the program was started."""
+
+    settings: Settings
+    folder: Path
+    here: Path
+    place: Place
+    dataset: Dataset
+    start: StartWeights
+    records: Records
+
+    def promote(self, best: TrialRecord | None, scores: dict[str, Any] | None = None) -> None:
+        """Makes the trial the study's model, unless it is; `scores` are those on the test images,
+        which a model has at the end of its study."""
+        if best is None or (scores is None and self.records.promoted() == (best.trial, False)):
+            return
+        run_folder = self.folder / run_name(best.trial)
+        checkpoint = checkpoint_of(run_folder, best.epoch_max_acc)
+        if checkpoint is None:
+            return
+        foreign = self.place.foreign
+        self.records.promote(
+            checkpoint,
+            self._origin(best, scores),
+            lambda model: self._config(best, model),
+            None if foreign else self.folder / SPLIT_FILE,
+            run_folder / "layers.json" if foreign else None,
+        )
+
+    def _origin(self, best: TrialRecord, scores: dict[str, Any] | None) -> dict[str, Any]:
+        """Where the model comes from: best_model.json."""
+        told = {key: value for key, value in (scores or {}).items() if key != "images"}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **best.as_dict(self.settings.study_name, self.settings.metric),
+            "test": told or None,
+            "network": self.start.layers,
+            "options": self.settings.options(),
+            "data_checksum": self.dataset.fingerprint,
+            "launcher": self.place.launcher.name,
+            "image": self.place.image_id,
+            "source_checksum": source_hash(),
+        }
+
+    def _config(self, best: TrialRecord, model: str) -> dict[str, Any]:
+        """config_test.json for the model in the folder `model`."""
+        layout = self.dataset.layout
+        inputs, targets = layout.test_inputs or layout.inputs, layout.test_targets or layout.targets
+        foreign = self.place.foreign
+        return render_test(
+            self.settings,
+            layout,
+            best.loss,
+            load=f"{model}/{MODEL_FILE}",
+            split=None if foreign else f"{model}/{SPLIT_FILE}",
+            output="./predictions/",
+            folders=(near(inputs, self.here), near(targets, self.here)),
+            layers=f"{model}/layers.json" if foreign else None,
+        )
