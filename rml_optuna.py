@@ -14,6 +14,7 @@ import shlex
 import shutil
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -202,6 +203,8 @@ class Driver:
                 for event in running.poll():
                     if event.get("event") == "epoch" and not record.cause:
                         self.report(event, trial, record, known)
+                    elif event.get("event") == "start" and "fills" in str(event.get("weights")):
+                        record.weights = self.typed(str(event["weights"]))
                 if exit_code is not None:
                     return exit_code
                 if record.cause == "" and self.interruption.asked:
@@ -268,7 +271,14 @@ class Driver:
         self.study.tell(trial, record.value if state == TrialState.COMPLETE else None, state=state)
         self.view.trial_ended(record)
         if failures.is_users_mistake(exit_code):
-            raise InputError("", f"trial {trial.number} ended with a mistake of input\n{reason}")
+            told = f"trial {trial.number} ended with a mistake of input"
+            raise InputError("", f"{told}\n{self.typed(reason)}")
+
+    def typed(self, text: str) -> str:
+        """A trial's words, with the file that the user gave in place of the study's copy of it."""
+        for source, target in [self.start.copy] if self.start.copy else []:
+            text = text.replace(str(target), str(source))
+        return text
 
     # ---- many trials ----
     def ended(self) -> list[TrialRecord]:
@@ -385,6 +395,8 @@ def _has_record(trial: FrozenTrial) -> bool:
 def run_study(settings: Settings, *, resume: bool, here: Path, console: Console) -> int:
     """Runs a study to its end; the exit code. Raises InputError for a mistake of input."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # until trials run they are a Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     folder = here / "runs" / settings.study_name
     storage = Storage(settings.storage)
     try:
@@ -400,6 +412,8 @@ def run_study(settings: Settings, *, resume: bool, here: Path, console: Console)
             finally:
                 if not existed and not (folder / SPLIT_FILE).exists():
                     shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):  # stays where it has studies
+                    folder.parent.rmdir()
     finally:
         storage.close()
 

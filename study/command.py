@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def settings_from(options: Given, here: Path) -> Settings:
     if not 0 < o["lr_scheduler_gamma"] <= 1:
         found = f"{o['lr_scheduler_gamma']:g} is not a factor"
         raise InputError("--lr-scheduler-gamma", found, "above 0, at most 1")
-    name = check.check_name(o["study_name"]) if o["study_name"] else check.new_name()
+    name = check.new_name() if o["study_name"] is None else check.check_name(o["study_name"])
     optimizers = check.check_names("optimizers", "optimizer", o["optimizers"])
     losses = check.check_names("loss", "loss", o["loss"])
     chosen = {
@@ -86,7 +87,7 @@ def settings_from(options: Given, here: Path) -> Settings:
     split = Path(o["split"]).absolute() if o["split"] else None
     return Settings(
         study_name=name,
-        data=(here / o["data"]),
+        data=Path(os.path.abspath(here / o["data"])),
         layers=layers,
         image_size=o["image_size"] or (256 if gpu else 128),
         num_trials=o["num_trials"],

@@ -12,6 +12,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from launchers.choice import Place
+from launchers.mounts import mounts
 from study import paste, statistics
 from study.dataset import Dataset, score_of_nothing
 from study.plan import megabytes
@@ -26,6 +27,7 @@ from study.view import duration
 from trainer.data.split import Split
 from trainer.metrics import ImageScore
 
+MOST_BINDS = 8
 EDGE = 0.05
 """A best rate within this share of its range (on the logarithm) lies at an edge."""
 
@@ -239,15 +241,24 @@ def print_end(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _places_outside(data: Path) -> list[Path]:
+    """Where the data really lies, with what its links lead to, apart from what lies below here."""
+    here = Path.cwd().resolve()
+    places = mounts([data.resolve()], here)
+    return [place for place in places if not place.is_relative_to(here)]
+
+
 def _next_steps(settings: Settings, launcher: str) -> list[str]:
     config = "--config=best_model/config_test.json"
     use = f"{paste.trainer('trainer')} {config}"
     if launcher == "docker":
         use = "docker run --rm -u $(id -u):$(id -g) -v ${PWD}:/home/ubuntu -w /home/ubuntu "
         use += f"{settings.docker_image} rmldnn {config}"
-        real = settings.data.resolve()
-        if not real.is_relative_to(Path.cwd().resolve()):
-            use = use.replace(" -w ", f" -v {shlex.quote(f'{real}:{real}:ro')} -w ")
+        outside = _places_outside(settings.data)
+        binds = "".join(f" -v {shlex.quote(f'{place}:{place}:ro')}" for place in outside)
+        use = use.replace(" -w ", f"{binds} -w ")
+        if len(outside) > MOST_BINDS:  # links to many places: a process follows them all
+            use = f"{paste.trainer('trainer')} {config}"
     return [
         "Numbers in brackets are 95 % bootstrap intervals over images.",
         "Every trial: list_acc.json. The best model: best_model/. To predict and look:",

@@ -154,8 +154,9 @@ def check_positive(option: str, value: int, least: int = 1) -> int:
 def check_rates(low: float, high: float) -> None:
     """A range of learning rates."""
     accepted = "0 < --lr-range-min < --lr-range-max"
-    if not (low > 0 and high < float("inf")):
-        raise InputError("--lr-range-min", f"{low:g} is not a positive rate", accepted)
+    for option, rate in (("--lr-range-min", low), ("--lr-range-max", high)):
+        if not 0 < rate < float("inf"):
+            raise InputError(option, f"{rate:g} is not a positive rate", accepted)
     if low >= high:
         found = f"the range from {low:g} to {high:g} is empty"
         raise InputError("--lr-range-min, --lr-range-max", found, accepted)

@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from trainer.errors import InputError, nearest
 
+BUSY_SECONDS = 60
 DEFAULT_STORAGE = "sqlite:///rml_study.db"
 MADE_WITH_ATTRIBUTE = "made_with"
 
@@ -46,6 +47,14 @@ def masked_text(text: str) -> str:
     return re.sub(r"(://[^:/@\s]*:)\S*@", r"\1***@", text)
 
 
+def _open(url: str) -> optuna.storages.BaseStorage:
+    """The storage; for SQLite one that waits where another program holds the file."""
+    if url.startswith("sqlite"):
+        waiting = {"connect_args": {"timeout": BUSY_SECONDS}}
+        return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs=waiting))
+    return optuna.storages.get_storage(url)
+
+
 class Storage:
     """An Optuna storage; a new SQLite file is removed again if no study comes to be in it."""
 
@@ -62,7 +71,7 @@ class Storage:
             found = f"there is no folder {self._file.absolute().parent}"
             raise InputError(where, found, "an existing folder")
         try:
-            self.storage = optuna.storages.get_storage(url)
+            self.storage = _open(url)
         except (SQLAlchemyError, ImportError, ValueError, OSError, RuntimeError) as error:
             lines = masked_text(str(getattr(error, "orig", None) or error)).strip().splitlines()
             reason = lines[0] if lines else type(error).__name__
@@ -84,13 +93,18 @@ class Storage:
             hint = nearest(name, known)
             accepted = ", ".join(known[-10:]) or "none yet"
             raise InputError(f"study '{name}'", f"is not in {masked(self.url)}{hint}", accepted)
-        if not resume and (name in known or study_folder.exists()):
-            where = masked(self.url) if name in known else study_folder
+        if not resume and name in known:
             raise InputError(
                 f"study '{name}'",
-                f"exists already in {where}",
+                f"exists already in {masked(self.url)}",
                 "a new name",
                 f"go on with it: --study-name '{name}' --resume; or give another --study-name",
+            )
+        if not resume and (study_folder / "split.json").exists():
+            raise InputError(
+                f"study '{name}'",
+                f"has a folder, {study_folder}, but is not in {masked(self.url)}",
+                "a new name, or the --storage that it is in",
             )
 
     def recorded(self, name: str) -> dict[str, Any]:
@@ -106,7 +120,13 @@ class Storage:
 
     def create(self, name: str, made_with: MadeWith, metric: str) -> optuna.Study:
         """A new study that remembers what it was made with."""
-        study = optuna.create_study(study_name=name, storage=self.storage, direction="maximize")
+        try:
+            study = optuna.create_study(study_name=name, storage=self.storage, direction="maximize")
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            reason = masked_text(str(error.__cause__ or error)).strip().splitlines()[0]
+            where = f"--storage {masked(self.url)}"
+            found = f"cannot be written ({reason})"
+            raise InputError(where, found, "a storage that may be written") from None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names([metric])

@@ -117,7 +117,8 @@ def test_two_colours_are_two_classes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "found"), [(0, "all masks are empty"), (255, "all masks have one value, 255")]
+    ("value", "found"),
+    [(0, "all masks are empty"), (255, "all pixels of all masks are equally bright")],
 )
 def test_masks_without_two_values(value: int, found: str) -> None:
     values = MaskValues()
@@ -398,3 +399,22 @@ def test_preloading_stops_when_asked(pairs: list[Pair]) -> None:
 def test_free_memory_is_positive_and_below_the_machine() -> None:
     pages = Path("/proc/meminfo").read_text().split()
     assert 0 < cache.free_memory_bytes() < int(pages[1]) * 1024
+
+
+def test_masks_of_two_kinds_in_one_set_are_told() -> None:
+    values = MaskValues()
+    for top in (1, 255):
+        mask = np.zeros((10, 10), np.uint8)
+        mask[2:6, 2:6] = top
+        values.add(mask)
+    with pytest.raises(InputError, match="3 values"):
+        values.meaning("masks")
+
+
+def test_colours_of_one_brightness_are_told() -> None:
+    values = MaskValues()
+    red_on_white = np.full((10, 10, 3), 255, np.uint8)
+    red_on_white[2:6, 2:6] = (255, 0, 0)
+    values.add(red_on_white.max(axis=2), red_on_white)
+    with pytest.raises(InputError, match="paint the background black"):
+        values.meaning("masks")

@@ -623,3 +623,36 @@ def test_records_of_a_failed_trial_are_numbers() -> None:
     entry = TrialRecord(trial=3, state="FAIL", cause="x").as_dict("s", "accuracy")
     assert [entry[key] for key in ("max_acc", "lr", "epoch_max_acc")] == [0.0, 0.0, 0]
     assert re.fullmatch(r"\d+", str(entry["epoch_max_acc"]))
+
+
+def test_weights_to_start_from_are_named_and_copied(
+    study: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    start = tmp_path / "start.pt"
+    start.write_bytes(b"x")
+    code, out = study(improving, "--num-trials", "1", "--num-epochs", "2", "-tl", str(start))
+    assert code == 0, out
+    entry = listed(tmp_path)[0]
+    assert str(start) in entry["weights"] and "sha256" in entry["weights"]
+    config = json.loads((tmp_path / "runs/s/trial-0000/config.json").read_text())
+    assert config["neural_network"]["checkpoints"]["load"] == str(tmp_path / "runs/s/start.pt")
+
+
+def test_a_name_whose_study_never_came_to_be_can_be_used(
+    study: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "runs/s").mkdir(parents=True)
+    (tmp_path / "runs/s/driver.lock").write_text("")
+    code, out = study(improving, "--num-trials", "1", "--num-epochs", "2")
+    assert code == 0, out
+
+
+def test_storage_that_may_not_be_written(
+    study: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> Any:
+        raise optuna.exceptions.StorageInternalError("attempt to write a readonly database")
+
+    monkeypatch.setattr(optuna, "create_study", refuse)
+    code, out = study(improving, "--num-trials", "1", "--num-epochs", "2")
+    assert code == 2 and "readonly database" in out and "Traceback" not in out

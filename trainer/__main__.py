@@ -20,14 +20,24 @@ import json
 import os
 import sys
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trainer.config import load_config
-from trainer.console import Console
-from trainer.errors import CAUSES, InputError, NoSpace, OutOfMemory, RmlError
-from trainer.events import LOG_FILE, METRICS_FILE, RESULT_FILE, SCHEMA_VERSION, EventLog, plain
-from trainer.stopping import StopRequest
+MISSING = [name for name in ("pydantic", "numpy", "PIL", "h5py", "torch") if not find_spec(name)]
+if MISSING:
+    print(
+        f"{sys.executable} has no {', '.join(MISSING)}: make install, then .venv/bin/python "
+        "(source .venv/bin/activate)",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
+from trainer.config import load_config  # noqa: E402
+from trainer.console import Console  # noqa: E402
+from trainer.errors import CAUSES, InputError, NoSpace, OutOfMemory, RmlError  # noqa: E402
+from trainer.events import LOG_FILE, METRICS_FILE, RESULT_FILE, SCHEMA_VERSION, EventLog, plain  # noqa: E402
+from trainer.stopping import StopRequest  # noqa: E402
 
 OUT_OF_SCOPE_APPS = ("pde", "gan", "obj")
 ONE_IMAGE = "Expected more than 1 value per channel"
@@ -151,7 +161,8 @@ def write_result(folder: Path | None, content: dict[str, Any]) -> None:
         os.replace(beside, folder / RESULT_FILE)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        print(f"{RESULT_FILE} cannot be written: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"{RESULT_FILE} cannot be written: {error}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -194,9 +205,10 @@ def main(arguments: list[str] | None = None) -> int:
         code = known.exit_code if known else 1
         reason = str(known) if known else f"{type(error).__name__}: {error}"
         text = f"Error: {reason}" if known else traceback.format_exc()
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # stderr may be a file on a full disk
+            print(text, file=sys.stderr, flush=True)
         if folder:
-            with contextlib.suppress(OSError):  # the disk may be full
+            with contextlib.suppress(OSError):
                 console.plain(text)
     write_result(
         folder, {"schema_version": SCHEMA_VERSION, "exit_code": code, "reason": reason, **result}

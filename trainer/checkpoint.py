@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from trainer.parts import Usage
 
 FORMAT = 1
+LEAST_FILLED = 0.1
+"""A file to start from must fill this share of a network, else it is another network's."""
+
 LAST = "last.pt"
 LAST_CHECKPOINT_SECONDS = 60.0
 
@@ -89,8 +92,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def load_weights(
     module: nn.Module, state: dict[str, Tensor], config: Config, console: Console
-) -> None:
-    """Copies the parameters of `checkpoints.load` by name into `module`.
+) -> float:
+    """Copies the parameters of `checkpoints.load` by name into `module`; the share that was filled.
 
     One that the file lacks, or that has another shape, keeps its value and is named by a line of
     the log; in a run without training it is an InputError. What the file has beyond is ignored.
@@ -99,6 +102,10 @@ def load_weights(
     own = module.state_dict()
     skipped = []
     layers_in_file = {key.rpartition(".")[0] for key in state}
+
+    def fits(name: str) -> bool:
+        return name in state and state[name].shape == own[name].shape
+
     for name, value in own.items():
         if name not in state:
             skipped.append(f"Skipping parameter {name}: not found in model")
@@ -122,9 +129,16 @@ def load_weights(
             told.add(layer)
             console.line(f"   Skipping layer {layer}: not found in model")
         console.line(f"   {line}")
-    if len(skipped) == len(own):
-        fix = "give a file that was made with this network"
-        raise InputError(source, "none of its parameters fits the network", "", fix)
+    filled = sum(p.numel() for n, p in module.named_parameters() if fits(n))
+    share = filled / sum(p.numel() for p in module.parameters())
+    if share < LEAST_FILLED:
+        raise InputError(
+            source,
+            f"fills {share:.1%} of the network's parameters",
+            f"at least {LEAST_FILLED:.0%}",
+            "give a file that was made with this network, or leave it out",
+        )
+    return share
 
 
 @dataclass

@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             review = gather(source, given.images)
         draw_page(review, given.predictions.name, out)
     except RmlError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"Wrote {out}: {summary(review)}.")
     return 0

@@ -81,13 +81,14 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     fresh = config.trains and not last
     weights = find_weights(usage.network, usage.source) if fresh else None
     network = build(usage.network, weights)
+    filled = 1.0
     if last:
         network.body.load_state_dict(last["state"])
     elif config.checkpoints.load:
         console.line(f"Loading model checkpoint from file: {config.checkpoints.load}")
-        load_weights(network.body, usage.checkpoint["state"], config, console)
+        filled = load_weights(network.body, usage.checkpoint["state"], config, console)
     network = network.to(device)
-    started_from = last["origin"]["weights"] if last else _started_from(config, weights)
+    started_from = last["origin"]["weights"] if last else _started_from(config, weights, filled)
     loss = build_loss(config.loss) if config.loss else None
     work = Work(config, this, parts, network, device, BatchTransform(usage.data), loss)
     print_settings(config, usage, parts, network, device_label(device), started_from, console)
@@ -203,10 +204,11 @@ def _better(event: dict[str, Any], best: dict[str, Any], metric: str) -> bool:
     return event[metric] is None or best[metric] is None or bool(event[metric] > best[metric])
 
 
-def _started_from(config: Config, weights: Path | None) -> str:
+def _started_from(config: Config, weights: Path | None, filled: float) -> str:
     """In words, which weights the network starts from."""
     if config.checkpoints.load:
-        return f"checkpoint {config.checkpoints.load}"
+        part = "" if filled == 1 else f" (fills {filled:.1%} of the parameters, the rest random)"
+        return f"checkpoint {config.checkpoints.load}{part}"
     if weights is None:
         return "random"
     return f"encoder from {weights.name} (sha256 {sha256(weights)[:12]}), the rest random"

@@ -65,8 +65,14 @@ class MaskValues:
         values = [value for value, _ in shares]
         low, high = min(values), max(values)
         if high == low:
-            found = "all masks are empty" if high == 0 else f"all masks have one value, {high}"
-            raise InputError(where, found, "masks with a background and a foreground value")
+            if high == 0:
+                raise InputError(where, "all masks are empty", "some masks with foreground")
+            raise InputError(
+                where,
+                f"all pixels of all masks are equally bright ({high})",
+                "a background and a foreground that differ in brightness",
+                "paint the background black" if self.colours else "",
+            )
         classes = self._classes(shares, low, high)
         if len(classes) > 2:
             text = ", ".join(f"{value} ({share:.2%})" for value, share in classes[:12])
@@ -85,6 +91,9 @@ class MaskValues:
         middle = [(v, s) for v, s in shares if low + margin < v < high - margin]
         if len(shares) > FEW_VALUES:
             middle = [(v, s) for v, s in middle if s > PEAK]
+        near = [(v, s) for v, s in shares if low < v <= low + margin]
+        if len(shares) == 3 and near and near[0][1] > PEAK:
+            middle += near  # 0, 1 and 255: masks of two kinds in one set, not a fringe
         ends = [(v, s) for v, s in shares if v in (low, high)]
         return sorted(ends + middle)
 

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             fetch(given.layers)
     except RmlError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
