@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import shutil
 import signal
@@ -17,7 +16,6 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import optuna
@@ -30,6 +28,7 @@ from launchers.choice import Place, choose_launcher
 from study import failures, paste
 from study.dataset import Dataset, read_dataset
 from study.foreign import check_foreign
+from study.interruption import Interrupted, Interruption
 from study.lock import DriverLock
 from study.plan import UNKNOWN_PARAMETERS, check_disk, describe, disk_needed_bytes
 from study.promotion import Promotion, best_of
@@ -44,7 +43,7 @@ from study.records import (
 from study.report import print_end, print_settings
 from study.settings import Settings, check_network
 from study.slots import Slot, choose_slot
-from study.space import render, render_test, suggest
+from study.space import first_point, render, render_test, suggest
 from study.split import make_split
 from study.start_weights import StartWeights, find_start_weights
 from study.storage import DEFAULT_STORAGE, MadeWith, Storage, masked, masked_text
@@ -69,37 +68,6 @@ class StudyFailed(RmlError):
     """The study cannot go on, and no input is to blame."""
 
     exit_code = 1
-
-
-class Interrupted(Exception):
-    """Ctrl-C, SIGTERM or SIGHUP."""
-
-
-class Interruption:
-    """Remembers that somebody asked the driver to stop; a second Ctrl-C kills the trial."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.running: Running | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Interruption:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            if self.running:
-                self.running.kill()
-            os._exit(130)
-        self.asked = True
 
 
 @dataclass
@@ -456,6 +424,7 @@ def _run_locked(
     print_settings(settings, place, slot, dataset, split, start, size, needed, free, console)
     if not resume:
         study = storage.create(settings.study_name, made_with, settings.metric)
+        study.enqueue_trial(first_point(settings))
     write_json(split_file, split.model_dump())
     start.put_in_place()
     study.pruner = optuna.pruners.MedianPruner(

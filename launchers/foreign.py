@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from trainer.events import LineReader
+
 OUT_TEST_FILE = "out_test.txt"
 
 EPOCH = re.compile(r"\d+")
@@ -17,26 +19,15 @@ ACCURACY = re.compile(r"Accuracy:\s*(\S+)")
 
 
 class OutTestReader:
-    """Reads the epochs that were added to a file since the last look.
-
-    A last line without its line break is still being written and waits for the next look.
-    """
+    """Reads the epochs that were added to a file since the last look."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
+        self._lines = LineReader(path)
 
     def new(self) -> list[dict[str, Any]]:
         """`epoch` events {epoch, accuracy} since the last call; none where there is no file yet."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        complete = data[: data.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        lines = complete.decode("utf-8", errors="replace").splitlines()
-        return [event for line in lines if (event := epoch_event(line)) is not None]
+        events = [epoch_event(line) for line in self._lines.new()]
+        return [event for event in events if event is not None]
 
 
 def epoch_event(line: str) -> dict[str, Any] | None:

@@ -148,7 +148,9 @@ class Records:
             (split, SPLIT_FILE),
             (layers, "layers.json"),
         ):
-            if source is not None:
+            if source is None:  # of the study before
+                (folder / name).unlink(missing_ok=True)
+            else:
                 beside = folder / f".{name}.{os.getpid()}"
                 shutil.copyfile(source, beside)
                 os.replace(beside, folder / name)

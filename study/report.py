@@ -19,11 +19,12 @@ from study.plan import megabytes
 from study.records import TrialRecord
 from study.settings import Settings
 from study.slots import Slot, gpus
+from study.space import first_point
 from study.split import crossings
 from study.start_weights import StartWeights
 from study.statistics import told
 from study.storage import masked
-from study.view import duration
+from study.view import duration, settings_of
 from trainer.data.split import Split
 from trainer.metrics import ImageScore
 
@@ -119,6 +120,7 @@ def print_settings(
         ("Losses", ", ".join(s.losses)),
         ("Learning rate", f"{s.lr_min:g} to {s.lr_max:g}, log-uniform"),
         ("Learning rate schedule", schedule),
+        ("Trial 0", f"{settings_of(first_point(s))}: what the search has to beat"),
         ("Network", f"{s.layers}{size}{big}"),
         ("Weights", start.label),
         ("Image size, batch size", f"{s.image_size}x{s.image_size} pixels, {s.batch_size} images"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,19 @@ def suggest(trial: optuna.Trial, settings: Settings) -> dict[str, Any]:
             "learning_rate", settings.lr_min, settings.lr_max, log=True
         ),
         "loss": trial.suggest_categorical("loss", settings.losses),
+    }
+
+
+def first_point(settings: Settings) -> dict[str, Any]:
+    """Trial 0: what one would try by hand, so that the search has to beat it.
+
+    The first optimizer and loss that are named, and the rate in the middle of its range (on the
+    logarithm): Adam, BCE and 1e-3 by default.
+    """
+    return {
+        "optimizer": settings.optimizers[0],
+        "learning_rate": math.sqrt(settings.lr_min * settings.lr_max),
+        "loss": settings.losses[0],
     }
 
 

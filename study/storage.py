@@ -166,5 +166,4 @@ class Storage:
     def close(self) -> None:
         """Removes a new file in which no study came to be."""
         if self._new_file and self._file and not self.names():
-            self.storage.remove_session() if hasattr(self.storage, "remove_session") else None
             self._file.unlink(missing_ok=True)

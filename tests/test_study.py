@@ -17,6 +17,7 @@ import pytest
 
 import rml_optuna
 from launchers.fake import FakeLauncher
+from study.interruption import Interruption
 from study.records import TrialRecord
 from tests import studies
 from trainer.errors import InputError
@@ -294,14 +295,14 @@ def test_an_interrupted_trial_comes_again_with_its_parameters(
 ) -> None:
     study(improving, "--num-trials", "4", "--num-epochs", "2", "--study-name", "whole")
     calls = iter(range(100))
-    interruptions: list[rml_optuna.Interruption] = []
-    enter = rml_optuna.Interruption.__enter__
+    interruptions: list[Interruption] = []
+    enter = Interruption.__enter__
 
-    def remember(self: rml_optuna.Interruption) -> rml_optuna.Interruption:
+    def remember(self: Interruption) -> Interruption:
         interruptions.append(self)
         return enter(self)
 
-    monkeypatch.setattr(rml_optuna.Interruption, "__enter__", remember)
+    monkeypatch.setattr(Interruption, "__enter__", remember)
 
     def stop_in_the_second(config: dict[str, Any]) -> list[float]:
         if next(calls) == 1:
@@ -656,3 +657,12 @@ def test_storage_that_may_not_be_written(
     monkeypatch.setattr(optuna, "create_study", refuse)
     code, out = study(improving, "--num-trials", "1", "--num-epochs", "2")
     assert code == 2 and "readonly database" in out and "Traceback" not in out
+
+
+def test_trial_0_is_what_one_would_try_by_hand(
+    study: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    _, out = study(improving, "--num-trials", "2", "--num-epochs", "2", "-o", "sgd,adam")
+    first = trials(tmp_path)[0].params
+    assert first == {"optimizer": "sgd", "loss": "bce", "learning_rate": pytest.approx(1e-3)}
+    assert "sgd, bce, rate 1.00e-03: what the search has to beat" in " ".join(out.split())

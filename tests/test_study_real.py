@@ -110,9 +110,9 @@ def test_masks_of_0_and_1_give_the_same_numbers_as_0_and_255(tmp_path: Path) -> 
 def test_killed_driver_leaves_no_process_and_resume_ends_every_number_once(
     data: Path, tmp_path: Path
 ) -> None:
-    given = options(tmp_path, data, "--num-trials", "4", "--num-epochs", "400", "--no-prune")
+    given = options(tmp_path, data, "--num-trials", "4", "--num-epochs", "100", "--no-prune")
     driver = begun(tmp_path, *given)
-    third = tmp_path / "runs/s/trial-0000"
+    third = tmp_path / "runs/s/trial-0002"
     wait_for(third / "metrics.jsonl", '"epoch"')
     child = json.loads((third / "process.json").read_text())
     assert owner.alive(child)
@@ -122,16 +122,15 @@ def test_killed_driver_leaves_no_process_and_resume_ends_every_number_once(
     while owner.alive(child) and time.monotonic() < end:
         time.sleep(0.2)
     assert not owner.alive(child)
-    assert [t.state.name for t in trials(tmp_path)] == ["RUNNING"]
-    # The recorded settings hold: a shorter study would be another one.
+    assert [t.state.name for t in trials(tmp_path)] == ["COMPLETE", "COMPLETE", "RUNNING"]
+    # The settings of the study hold: a shorter one would be another one.
     shorter = studies.driver(tmp_path, "--study-name", "s", "--resume", "--num-epochs", "2")
-    assert shorter.returncode == 2 and "--num-epochs 400 -> 2" in shorter.stderr
-    again = ("--study-name", "s", "--resume", "--num-trials", "2", "--launcher", "process")
-    ended = studies.driver(tmp_path, *again)
+    assert shorter.returncode == 2 and "--num-epochs 100 -> 2" in shorter.stderr
+    ended = studies.driver(tmp_path, "--resume")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert [t.number for t in trials(tmp_path)] == [0, 1]
-    assert all(t.state.is_finished() for t in trials(tmp_path))
-    assert [e["trial"] for e in listed(tmp_path)] == [0, 1]
+    assert [t.number for t in trials(tmp_path)] == [0, 1, 2, 3]
+    assert all(t.state.name == "COMPLETE" for t in trials(tmp_path))
+    assert [e["trial"] for e in listed(tmp_path)] == [0, 1, 2, 3]
 
 
 def test_ctrl_c_and_second_driver(data: Path, tmp_path: Path) -> None:

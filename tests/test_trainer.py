@@ -878,7 +878,8 @@ def test_no_index_is_moved_in_a_batch(
     monkeypatch.setattr(ImageSet, "batch", batch)
     ended = train(configuration())
     assert ended.code == 0, ended.err
-    assert asked == [there] * (3 + 3)
+    training, statistics, evaluation = 3, 2, 3  # batches
+    assert asked == [there] * (training + statistics + evaluation)
 
 
 def test_the_hub_is_never_asked(train: Train, configuration: Build) -> None:

@@ -63,8 +63,8 @@ class EventLog:
             self._file.close()
 
 
-class EventReader:
-    """Reads the events that were added to a file since the last look.
+class LineReader:
+    """Reads the lines that were added to a file since the last look.
 
     A last line without its line break is still being written and waits for the next look.
     """
@@ -72,8 +72,8 @@ class EventReader:
     def __init__(self, path: Path) -> None:
         self._path, self._offset = path, 0
 
-    def new(self) -> list[dict[str, Any]]:
-        """The events since the last call, oldest first; none where the file is not there yet."""
+    def new(self) -> list[str]:
+        """The lines since the last call, oldest first; none where the file is not there yet."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -82,4 +82,15 @@ class EventReader:
             return []
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
-        return [json.loads(line) for line in complete.splitlines() if line.strip()]
+        return complete.decode("utf-8", errors="replace").splitlines()
+
+
+class EventReader:
+    """Reads the events that were added to a file since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = LineReader(path)
+
+    def new(self) -> list[dict[str, Any]]:
+        """The events since the last call, oldest first; none where the file is not there yet."""
+        return [json.loads(line) for line in self._lines.new() if line.strip()]

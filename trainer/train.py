@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from trainer.batch_norm import refresh_batch_norm
 from trainer.checkpoint import Progress, Saver, load_weights, read_last
 from trainer.config import Config
 from trainer.console import Console
@@ -147,6 +148,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
             began = time.monotonic()
             rate = float(optimizer.param_groups[0]["lr"])
             mean_loss = _train_epoch(work, training, optimizer, epoch, logs, saver, progress)
+            refresh_batch_norm(network, training, work.transform, device, config.data.batch_size)
             scored = Evaluation(None, [])
             if evaluation:
                 scored = _evaluate(work, evaluation, masks, epoch)
