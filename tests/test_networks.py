@@ -26,7 +26,7 @@ RESNET18 = {"network": "smp.Unet", "encoder": "resnet18", "activation": "sigmoid
 
 
 def network(**keys: Any) -> Network:
-    return parse_network({"network": "unet", "activation": "sigmoid", **keys}, "layers.json")
+    return parse_network({"network": "unet", **keys}, "layers.json")
 
 
 def refusal(content: Any) -> str:
@@ -103,6 +103,15 @@ def test_the_network_normalises_its_input() -> None:
     assert not any("mean" in key and "running" not in key for key in module.state_dict())
 
 
+def test_the_activation_follows_the_classes() -> None:
+    assert network().activation == "sigmoid"
+    several = build(network(width=2, depth=1, classes=3))
+    assert several.description.activation == "softmax"
+    probabilities = several.probabilities(several(torch.rand(2, 3, 4, 4)))
+    assert probabilities.shape == (2, 3, 4, 4)
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(2, 4, 4))
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     module = build(network(width=2, depth=2))
     module(torch.rand(2, 3, 8, 8)).square().sum().backward()
@@ -116,8 +125,11 @@ def test_every_parameter_gets_a_gradient() -> None:
         ({"network": "smp.Unte", "encoder": "x"}, "did you mean 'smp.Unet'?"),
         ({"network": "smp.Unet"}, "smp.Unet needs an 'encoder'"),
         ({"network": "unet", "widht": 8}, "unknown key 'widht'; did you mean 'width'?"),
-        ({"network": "unet", "activation": "softmax"}, "activation softmax is not built yet"),
-        ({"network": "unet", "classes": 3}, "classes 3 with activation null is not built yet"),
+        ({"network": "unet", "activation": "softmax"}, "classes 1 with activation softmax"),
+        (
+            {"network": "unet", "classes": 3, "activation": "sigmoid"},
+            "classes 3 with activation sigmoid",
+        ),
         ({"network": "unet", "in_channels": 2}, "in_channels: Input should be 1 or 3, found 2"),
         ({"network": "unet", "depth": 9}, "depth: Input should be less than or equal to 8"),
         ({"width": 8}, "the key 'network' is missing"),

@@ -38,9 +38,10 @@ class SegmentationNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.body((x - self.mean) / self.std)
 
-    @staticmethod
-    def probabilities(logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor) -> Tensor:
         """The final activation, in single precision."""
+        if self.description.activation == "softmax":
+            return logits.float().softmax(dim=1)
         return logits.float().sigmoid()
 
 

@@ -4,6 +4,8 @@
     {"network": "smp.Unet", "encoder": "resnet50", …}  one of segmentation_models_pytorch
     with "in_channels": 3, "classes": 1, "activation": "sigmoid", "weights": null
 
+A study sets in_channels, classes and activation by its data where the file leaves them out.
+
 A file with `class_name` is a Keras network.
 """
 
@@ -13,7 +15,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trainer.config import read_json
 from trainer.errors import InputError, joined, nearest
@@ -54,13 +56,23 @@ class Network(BaseModel):
     width: int = Field(8, ge=1, description="unet: channels of the first level.")
     depth: int = Field(4, ge=1, le=8, description="unet: how often the image is halved.")
     in_channels: Literal[1, 3] = Field(3, description="1 grey, 3 RGB.")
-    classes: int = Field(1, ge=1, description="Output channels.")
-    activation: Literal["sigmoid", "softmax"] | None = Field(None, description="Of the output.")
+    classes: int = Field(1, ge=1, description="Output channels: 1 for foreground alone.")
+    activation: Literal["sigmoid", "softmax"] | None = Field(
+        None, description="Of the output: sigmoid for 1 class, softmax for several (default)."
+    )
     weights: str | None = Field(
         None, description="Encoder's weights: null (random), imagenet, or a safetensors file."
     )
     mean: list[float] | None = Field(None, description="Subtracted a channel, values in [0, 1].")
     std: list[float] | None = Field(None, description="Then divided by, a channel.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _activation_follows_classes(cls, content: Any) -> Any:
+        if isinstance(content, dict) and content.get("activation") is None:
+            one = content.get("classes", 1) == 1
+            return {**content, "activation": "sigmoid" if one else "softmax"}
+        return content
 
     @property
     def divisor(self) -> int:
@@ -113,11 +125,9 @@ def _check(network: Network, where: str) -> None:
         found = f"'{network.encoder}' is not the name of an encoder"
         hint = nearest(network.encoder, ENCODERS)
         raise InputError(f"{where}, encoder", found + hint, "letters, digits, and any of _ . -")
-    if network.classes != 1 or network.activation != "sigmoid":
-        found = f"classes {network.classes} with activation {network.activation or 'null'}"
-        raise InputError(
-            where, f"{found} is not built yet", '"classes": 1 with "activation": "sigmoid"'
-        )
+    if (network.classes == 1) != (network.activation == "sigmoid"):
+        found = f"classes {network.classes} with activation {network.activation}"
+        raise InputError(where, found, "sigmoid with 1 class, softmax with several")
     for key, values in (("mean", network.mean), ("std", network.std)):
         if values is not None and len(values) != network.in_channels:
             found = f"{len(values)} numbers for {network.in_channels} channels"
