@@ -56,10 +56,24 @@ def study(
     num_trials: Annotated[int, _option("--num-trials", "-nt", help="Trials of the study.")] = 50,
     num_epochs: Annotated[int, _option("--num-epochs", "-ne", help="Epochs of a trial.")] = 50,
     data: Annotated[Path, _option("--data", help="Folder of images and masks.")] = Path("./data"),
+    labels: Annotated[
+        Path | None,
+        _option(
+            "--labels", help='Classes of the masks: {"background": 0, "tumour": 255} in a file.'
+        ),
+    ] = None,
     optimizers: Annotated[
         str, _option("--optimizers", "-o", help="Comma list: sgd, rmsprop, adagrad, adam, adamw.")
     ] = "adam,rmsprop,sgd",
-    loss: Annotated[str, _option("--loss", "-l", help="Comma list: bce, dice.")] = "bce,dice",
+    loss: Annotated[
+        str | None,
+        _option(
+            "--loss",
+            "-l",
+            help="Comma list: bce, dice; with several classes nll, dice. [default: all that fit]",
+            show_default=False,
+        ),
+    ] = None,
     lr_range_min: Annotated[
         float, _option("--lr-range-min", "-lr-min", help="Lowest learning rate.")
     ] = 1e-4,

@@ -146,7 +146,7 @@ class Driver:
         """Starts what lies in a run folder."""
         layout = self.dataset.layout
         folders = (layout.inputs, layout.targets, layout.test_inputs, layout.test_targets)
-        inputs = [folder.resolve() for folder in folders if folder]
+        inputs = [folder.resolve() for folder in dict.fromkeys(folders) if folder]
         inputs += [self.split_file] if self.split_file else []
         inputs += self.start.files
         job = Job(
@@ -204,6 +204,7 @@ class Driver:
             record.value, record.epoch_max_acc = value, epoch
             record.max_acc = event.get("accuracy") or 0.0
             record.foreground_dice, record.iou = event.get("foreground_dice"), event.get("iou")
+            record.class_dice = event.get("class_dice")
         self.view.epoch(trial.number, event)
         if value is None:
             return
@@ -233,7 +234,7 @@ class Driver:
         record.state = state.name
         if state == TrialState.FAIL:
             record.value, record.max_acc, record.epoch_max_acc = None, 0.0, 0
-            record.foreground_dice = record.iou = None
+            record.foreground_dice = record.iou = record.class_dice = None
         trial.set_user_attr(RECORD_ATTRIBUTE, record.__dict__)
         trial.set_user_attr("cause", record.cause)
         self.study.tell(trial, record.value if state == TrialState.COMPLETE else None, state=state)
@@ -318,8 +319,8 @@ class Driver:
     # ---- the best model ----
     def test(self, best: TrialRecord) -> dict[str, Any] | None:
         """Scores of the best checkpoint on the test images, read once for it; None where a foreign
-        image tells none."""
-        if self.place.foreign:
+        image tells none, or the test images have no truth."""
+        if self.place.foreign or not self.dataset.test_has_truth:
             return None
         run_folder = self.folder / f"test-{best.trial:04d}"
         if not (run_folder / RESULT_FILE).exists():
@@ -397,15 +398,19 @@ def _run_locked(
 ) -> int:
     with console.status("reading the data …") as status:
         dataset = read_dataset(
-            settings.data, lambda done, total: status.update(f"reading the data: {done}/{total}")
+            settings.data,
+            list(settings.classes),
+            lambda done, total: status.update(f"reading the data: {done}/{total}"),
         )
+    if settings.select_on == "test" and not dataset.test_has_truth:
+        raise InputError("--select-on test", "the test images have no masks", "validation")
     if place.foreign:
         check_foreign(settings, dataset)
     size = describe(settings.layers)
     needed = disk_needed_bytes(size["parameters"] if size else UNKNOWN_PARAMETERS, settings)
     free = check_disk(here, needed)
     slot = choose_slot(settings.gpu, settings.threads)
-    start = find_start_weights(settings, folder)
+    start = find_start_weights(settings, dataset, folder)
     settings = replace(settings, weights=start.decided)
     split_file = folder / SPLIT_FILE
     if resume and split_file.exists():
@@ -498,7 +503,11 @@ def finish(driver: Driver, console: Console) -> int:
             f"no trial finished: {causes}\nto go on: {resume_command(driver.settings)}"
         )
     scores = driver.test(best)
-    driver.promotion.promote(best, scores or {"accuracy": best.max_acc, "evaluated_on": "test"})
+    if driver.place.foreign:
+        scores_of_test: dict[str, Any] | None = {"accuracy": best.max_acc, "evaluated_on": "test"}
+    else:
+        scores_of_test = scores
+    driver.promotion.promote(best, scores_of_test)
     validation = read_result(driver.folder / run_name(best.trial))
     launcher = driver.place.launcher.name
     print_end(driver.settings, driver.split, best, records, validation, scores, launcher, console)

@@ -10,6 +10,7 @@ from typing import Any
 from study import settings as check
 from study.lock import LOCK_FILE
 from study.settings import Settings
+from trainer.data.labels import read_labels
 from trainer.errors import InputError
 
 NOT_GIVEN = ("", "none")
@@ -70,7 +71,9 @@ def settings_from(options: Given, here: Path) -> Settings:
         raise InputError("--lr-scheduler-gamma", found, "above 0, at most 1")
     name = check.new_name() if o["study_name"] is None else check.check_name(o["study_name"])
     optimizers = check.check_names("optimizers", "optimizer", o["optimizers"])
-    losses = check.check_names("loss", "loss", o["loss"])
+    labels = Path(os.path.abspath(here / o["labels"])) if o["labels"] else None
+    classes = tuple(read_labels(labels)) if labels else ()
+    losses = check.check_losses(o["loss"], classes)
     chosen = {
         key: check.check_choice(option, o[key])
         for key, option in (
@@ -93,6 +96,8 @@ def settings_from(options: Given, here: Path) -> Settings:
         num_trials=o["num_trials"],
         num_epochs=o["num_epochs"],
         batch_size=o["batch_size"],
+        labels=labels,
+        classes=classes,
         optimizers=optimizers,
         losses=losses,
         lr_min=o["lr_range_min"],

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ from PIL import Image
 
 from trainer.data.folders import Layout, Pair, find_layout, pair
 from trainer.data.images import mask_array, open_image
-from trainer.data.masks import MaskMeaning, MaskValues
+from trainer.data.labels import MaskClass, class_indices
+from trainer.data.masks import Masks, MaskValues
 from trainer.errors import InputError, joined
 
 FEWEST_IMAGES = 10
@@ -32,14 +34,32 @@ BLOCK = 2048
 
 @dataclass(frozen=True)
 class Scanned:
-    """One image with its mask. `values` counts the mask's values, `view` is the 64x64 image."""
+    """One image with its masks.
+
+    `values` counts the pixels of its truth by value, or by class where classes are named (all 0
+    without truth), `mask_values` the values and colours of its mask files. `view` is the 64x64
+    image, `grey` says whether it has no colour, `brightness` is (mean, standard deviation) of the
+    64x64 image in 0 to 255.
+    """
 
     pair: Pair
     size: tuple[int, int]
     values: NDArray[np.int64]
+    mask_values: MaskValues
     view: NDArray[np.float32]
     digest: str
-    mask_values: MaskValues
+    grey: bool
+    brightness: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """All that could be read of a data folder, and every fault found."""
+
+    layout: Layout
+    train: list[Scanned]
+    test: list[Scanned]
+    faults: list[InputError]
 
 
 @dataclass(frozen=True)
@@ -49,7 +69,7 @@ class Images:
     pairs: list[Pair]
     sizes: list[tuple[int, int]]
     foreground: NDArray[np.float64]
-    """Share of each image that is foreground; 0 for an image without lesion."""
+    """Share of each image that is foreground; 0 for an image without lesion, or without truth."""
 
     views: NDArray[np.float32]
 
@@ -58,7 +78,7 @@ class Images:
 
     @property
     def names(self) -> list[str]:
-        """The file names."""
+        """The images' names."""
         return [pair.name for pair in self.pairs]
 
     @property
@@ -69,14 +89,19 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The data of a study. `test` is None where the folder has one part only."""
+    """The data of a study. `test` is None where the folder has one part only.
+
+    `mask_shares` are the values of the masks, or the classes where they are named, with their
+    share of the pixels.
+    """
 
     folder: Path
     layout: Layout
     train: Images
     test: Images | None
-    masks: MaskMeaning
+    masks: Masks
     mask_shares: list[tuple[int, float]]
+    grey: bool
     fingerprint: str
 
     @property
@@ -84,26 +109,78 @@ class Dataset:
         """Its parts."""
         return [self.train] + ([self.test] if self.test else [])
 
+    @property
+    def images_with_truth(self) -> list[Images]:
+        """Its parts that have masks."""
+        return self.all_images if self.test_has_truth else [self.train]
 
-def _scan(pair: Pair) -> Scanned:
+    @property
+    def test_has_truth(self) -> bool:
+        """Whether test images can be scored; else they are predicted only."""
+        return self.test is None or self.layout.test_targets is not None
+
+    @property
+    def channels(self) -> int:
+        """Channels of a network for these images: 1 where all are grey, else 3."""
+        return 1 if self.grey else 3
+
+
+def _scan(pair: Pair, classes: list[MaskClass]) -> Scanned:
     image = open_image(pair.image)
-    small = image.convert("L").resize((TWIN_SIDE, TWIN_SIDE), Image.Resampling.BILINEAR)
-    assert pair.mask
-    mask = open_image(pair.mask)
-    if mask.size != image.size:
-        raise InputError(
-            str(pair.mask),
-            f"is {mask.size[0]}x{mask.size[1]} pixels, its image {image.size[0]}x{image.size[1]}",
-            "a mask of its image's size",
-        )
-    array = mask_array(mask)
-    values = MaskValues()
-    values.add(array, None if mask.mode in ("1", "L", "LA") else np.asarray(mask.convert("RGB")))
+    grey = image.convert("L")
+    small = grey.resize((TWIN_SIDE, TWIN_SIDE), Image.Resampling.BILINEAR)
+    pixels = np.asarray(small, np.float32)
+    values, found = _truth(pair, image.size, classes)
     digest = hashlib.sha256(pair.name.encode())
-    for path in (pair.image, pair.mask):
+    for path in (pair.image, *pair.masks):
         digest.update(path.read_bytes())
-    view = _standardised(np.asarray(small, np.float32).ravel())
-    return Scanned(pair, image.size, values.histogram, view, digest.hexdigest(), values)
+    return Scanned(
+        pair,
+        image.size,
+        values,
+        found,
+        _standardised(pixels.ravel()),
+        digest.hexdigest(),
+        _is_grey(image),
+        (float(pixels.mean()), float(pixels.std())),
+    )
+
+
+def _is_grey(image: Any) -> bool:
+    if image.mode in ("1", "L", "LA"):
+        return True
+    rgb = np.asarray(image.convert("RGB"))
+    return bool((rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 1] == rgb[..., 2]).all())
+
+
+def _truth(
+    pair: Pair, size: tuple[int, int], classes: list[MaskClass]
+) -> tuple[NDArray[np.int64], MaskValues]:
+    """Pixels of the united masks by value or class, and what the mask files hold."""
+    united: NDArray[np.uint8] | None = None
+    found = MaskValues()
+    for path in pair.masks:
+        mask = open_image(path)
+        if mask.size != size:
+            raise InputError(
+                str(path),
+                f"is {mask.size[0]}x{mask.size[1]} pixels, its image {size[0]}x{size[1]}",
+                "a mask of its image's size",
+            )
+        array = mask_array(mask)
+        coloured = mask.mode not in ("1", "L", "LA")
+        found.add(array, np.asarray(mask.convert("RGB")) if coloured else None)
+        if classes:
+            array = class_indices(mask, classes, str(path))
+        if united is None:
+            united = array
+        elif classes:
+            united = np.where(array > 0, array, united)
+        else:
+            united = np.maximum(array, united)
+    if united is None:
+        return np.zeros(256, np.int64), found
+    return np.bincount(united.ravel(), minlength=256), found
 
 
 def _standardised(view: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -112,70 +189,89 @@ def _standardised(view: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(centred / length if length > 0 else centred, np.float32)
 
 
-def _scan_all(
-    pairs: list[Pair], progress: Callable[[int], None]
-) -> tuple[list[Scanned], list[InputError]]:
-    scanned: list[Scanned] = []
-    faults: list[InputError] = []
+def scan(folder: Path, classes: list[MaskClass], progress: Callable[[int, int], None]) -> Scan:
+    """Opens everything in `folder`; `classes` are those of a labels file (none: two values).
 
-    def attempt(pair: Pair) -> Scanned | InputError:
+    Raises InputError where the folder has no known layout; `progress(done, total)` is called after
+    each image.
+    """
+    layout = find_layout(folder)
+    train, faults = pair(layout.inputs, layout.targets)
+    test: list[Pair] = []
+    if layout.test_inputs:
+        test, test_faults = pair(layout.test_inputs, layout.test_targets)
+        faults += test_faults
+    scanned: list[Scanned | None] = []
+
+    def attempt(one: Pair) -> Scanned | InputError:
         try:
-            return _scan(pair)
+            return _scan(one, classes)
         except InputError as error:
             return error
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for done, found in enumerate(pool.map(attempt, pairs), start=1):
+        for found in pool.map(attempt, train + test):
             if isinstance(found, InputError):
                 faults.append(found)
-            else:
-                scanned.append(found)
-            progress(done)
-    return scanned, faults
+            scanned.append(None if isinstance(found, InputError) else found)
+            progress(len(scanned), len(train) + len(test))
+    read_train = [one for one in scanned[: len(train)] if one]
+    return Scan(layout, read_train, [one for one in scanned[len(train) :] if one], faults)
 
 
-def read_dataset(folder: Path, progress: Callable[[int, int], None]) -> Dataset:
-    """Opens and checks everything in `folder`; raises InputError with all faults found.
-
-    `progress(done, total)` is called after each image.
-    """
-    layout = find_layout(folder)
-    train_pairs, faults = pair(layout.inputs, layout.targets)
-    test_pairs: list[Pair] = []
-    if layout.test_inputs:
-        test_pairs, test_faults = pair(layout.test_inputs, layout.test_targets)
-        faults += test_faults
-    pairs = train_pairs + test_pairs
-    scanned, scan_faults = _scan_all(pairs, lambda done: progress(done, len(pairs)))
-    faults += scan_faults
-    if len(train_pairs) < FEWEST_IMAGES and not faults:
-        found = f"has {len(train_pairs)} images with masks"
-        faults.append(InputError(str(layout.inputs), found, f"at least {FEWEST_IMAGES}"))
+def read_dataset(
+    folder: Path, classes: list[MaskClass], progress: Callable[[int, int], None]
+) -> Dataset:
+    """Opens and checks everything in `folder`; raises InputError with all faults found."""
+    found = scan(folder, classes, progress)
+    layout, faults = found.layout, found.faults
+    if len(found.train) < FEWEST_IMAGES and not faults:
+        told = f"has {len(found.train)} images with masks"
+        faults.append(InputError(str(layout.inputs), told, f"at least {FEWEST_IMAGES}"))
     if faults:
         raise joined(faults, f"the data in {folder}")
+    everything = [*found.train, *found.test]
     values = MaskValues()
-    for one in scanned:
-        values.histogram += one.mask_values.histogram
+    for one in everything:
+        values.histogram += one.values if classes else one.mask_values.histogram
         values.colours.update(one.mask_values.colours)
-    meaning = values.meaning(str(layout.targets))
-    train = _images(scanned[: len(train_pairs)], meaning.threshold)
-    test = _images(scanned[len(train_pairs) :], meaning.threshold) if test_pairs else None
+    if classes:
+        masks = Masks(values=[v for v, _ in values.shares()][:8], classes=classes)
+        _every_class_is_there(found.train, masks, str(layout.targets))
+    else:
+        masks = values.meaning(str(layout.targets))
+    train = _images(found.train, masks)
+    test = _images(found.test, masks) if found.test else None
     if train.empty.all():
         raise InputError(
             str(layout.targets), "no training mask has a lesion", "some masks with foreground"
         )
-    digest = hashlib.sha256("".join(one.digest for one in scanned).encode()).hexdigest()
-    shares = values.shares()
-    return Dataset(folder, layout, train, test, meaning, shares, digest)
+    digest = hashlib.sha256("".join(one.digest for one in everything).encode()).hexdigest()
+    grey = all(one.grey for one in everything)
+    return Dataset(folder, layout, train, test, masks, values.shares(), grey, digest)
 
 
-def _images(scanned: list[Scanned], threshold: float) -> Images:
-    above = np.arange(256) > threshold
+def _every_class_is_there(train: list[Scanned], masks: Masks, where: str) -> None:
+    counted = sum((one.values for one in train), np.zeros(256, np.int64))
+    missing = [name for number, name in enumerate(masks.names) if counted[number] == 0]
+    if missing:
+        found = f"no training mask has {', '.join(missing)}"
+        fix = "take the class out of the labels file, or add images that have it"
+        raise InputError(where, found, "every class in some mask", fix)
+
+
+def foreground_shares(images: list[Scanned], masks: Masks) -> NDArray[np.float64]:
+    """Share of each image that is foreground; 0 without truth."""
+    above = np.arange(256) > (masks.threshold if masks.threshold is not None else 0)
+    return np.array([one.values[above].sum() / max(1, one.values.sum()) for one in images])
+
+
+def _images(images: list[Scanned], masks: Masks) -> Images:
     return Images(
-        [one.pair for one in scanned],
-        [one.size for one in scanned],
-        np.array([one.values[above].sum() / one.values.sum() for one in scanned]),
-        np.stack([one.view for one in scanned]),
+        [one.pair for one in images],
+        [one.size for one in images],
+        foreground_shares(images, masks),
+        np.stack([one.view for one in images]),
     )
 
 
@@ -190,8 +286,11 @@ def twins(left: Images, right: Images) -> list[tuple[int, int]]:
     return found
 
 
-def score_of_nothing(images: Images, chosen: list[str] | None = None) -> float:
-    """Accuracy of predicting no foreground anywhere, every image counting the same."""
+def score_of_nothing(images: Images, classes: int, chosen: list[str] | None = None) -> float:
+    """Accuracy of predicting no foreground anywhere, every image counting the same.
+
+    `classes` counts the background too.
+    """
     wanted = None if chosen is None else set(chosen)
     shares = [
         s
@@ -200,4 +299,4 @@ def score_of_nothing(images: Images, chosen: list[str] | None = None) -> float:
     ]
     foreground, background = float(np.sum(shares)), float(np.sum(1 - np.array(shares)))
     dice_background = 2 * background / (2 * background + foreground)
-    return (dice_background + (1.0 if foreground == 0 else 0.0)) / 2
+    return (dice_background + (classes - 1 if foreground == 0 else 0)) / classes

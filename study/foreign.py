@@ -16,6 +16,9 @@ def check_foreign(settings: Settings, dataset: Dataset) -> None:
             "is a foreign image: it knows only folders, and no part of one",
             "--select-on test, with test/inputs and test/targets in the data",
         )
+    if dataset.layout.masks_beside or dataset.masks.classes:
+        found = "is a foreign image: it knows one mask of 0 and 255 for an image, in a folder apart"
+        raise InputError(where, found, "train/inputs, train/targets, test/inputs, test/targets")
     if settings.metric != "accuracy":
         raise InputError("--metric", "a foreign image tells accuracy only", "--metric accuracy")
     if set(dataset.masks.values) != {0, 255}:

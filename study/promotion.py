@@ -11,7 +11,7 @@ from launchers.image import source_hash
 from study.dataset import Dataset
 from study.records import MODEL_FILE, SPLIT_FILE, Records, TrialRecord, checkpoint_of, run_name
 from study.settings import Settings
-from study.space import render_test
+from study.space import render_test, test_folders
 from study.start_weights import StartWeights
 
 SCHEMA_VERSION = 1
@@ -79,7 +79,7 @@ class Promotion:
     def _config(self, best: TrialRecord, model: str) -> dict[str, Any]:
         """config_test.json for the model in the folder `model`."""
         layout = self.dataset.layout
-        inputs, targets = layout.test_inputs or layout.inputs, layout.test_targets or layout.targets
+        inputs, targets = test_folders(layout)
         foreign = self.place.foreign
         return render_test(
             self.settings,
@@ -88,6 +88,6 @@ class Promotion:
             load=f"{model}/{MODEL_FILE}",
             split=None if foreign else f"{model}/{SPLIT_FILE}",
             output="./predictions/",
-            folders=(near(inputs, self.here), near(targets, self.here)),
+            folders=(near(inputs, self.here), near(targets, self.here) if targets else None),
             layers=f"{model}/layers.json" if foreign else None,
         )

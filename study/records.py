@@ -38,6 +38,7 @@ class TrialRecord:
     epoch_max_acc: int = 0
     foreground_dice: float | None = None
     iou: float | None = None
+    class_dice: dict[str, float | None] | None = None
     value: float | None = None
     epochs: int = 0
     seconds: float = 0.0
@@ -60,6 +61,7 @@ class TrialRecord:
             "value",
             "foreground_dice",
             "iou",
+            "class_dice",
             "epochs",
             "seconds",
             "cause",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from collections.abc import Sequence
 from math import log
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from study.statistics import told
 from study.storage import masked
 from study.view import duration, settings_of
 from trainer.data.split import Split
-from trainer.metrics import ImageScore
+from trainer.metrics import ImageScore, class_dice
 
 MOST_BINDS = 8
 EDGE = 0.05
@@ -45,6 +46,8 @@ def _grid(rows: list[tuple[str, str]], console: Console) -> None:
 
 def _parts(dataset: Dataset, split: Split) -> str:
     where = "the part test of the same folder" if dataset.test is None else "its own folder"
+    if not dataset.test_has_truth:
+        where = "without masks: predicted only"
     parts = f"{len(split.parts.training)} training, "
     if split.select_on == "validation":
         parts += f"{len(split.parts.validation)} validation (chosen on), "
@@ -54,25 +57,37 @@ def _parts(dataset: Dataset, split: Split) -> str:
 def _data_rows(dataset: Dataset, split: Split) -> list[tuple[str, str]]:
     sizes = [size for images in dataset.all_images for size in images.sizes]
     widths, heights = [s[0] for s in sizes], [s[1] for s in sizes]
-    empty = sum(int(images.empty.sum()) for images in dataset.all_images)
-    shares = [float(s) for images in dataset.all_images for s in images.foreground]
-    values = ", ".join(f"{v} ({s:.1%})" for v, s in dataset.mask_shares[:6])
-    more = f" and {len(dataset.mask_shares) - 6} more" if len(dataset.mask_shares) > 6 else ""
+    empty = sum(int(images.empty.sum()) for images in dataset.images_with_truth)
+    scored = sum(len(images) for images in dataset.images_with_truth)
+    shares = [float(s) for images in dataset.images_with_truth for s in images.foreground]
     evaluated = dataset.test if split.select_on == "test" and dataset.test else dataset.train
     chosen = split.parts.validation if split.select_on == "validation" else split.parts.test
-    nothing = score_of_nothing(evaluated, chosen)
+    nothing = score_of_nothing(evaluated, len(dataset.masks.names), chosen)
     return [
         ("Images", f"{len(sizes)}: {_parts(dataset, split)}"),
         (
             "Sizes",
             f"{min(widths)}x{min(heights)} to {max(widths)}x{max(heights)} pixels",
         ),
-        ("Mask values", f"{values}{more}; above {dataset.masks.threshold:g} is foreground"),
-        ("Masks without foreground", f"{empty} of {len(sizes)}"),
+        _mask_row(dataset),
+        ("Masks without foreground", f"{empty} of {scored}"),
         ("Foreground", f"{sum(shares) / len(shares):.1%} of the pixels"),
         ("Predicting nothing scores", f"accuracy {nothing:.3f}, foreground Dice 0"),
         ("Images kept together", _groups(dataset, split)),
     ]
+
+
+def _mask_row(dataset: Dataset) -> tuple[str, str]:
+    """What the masks hold."""
+    shares = dict(dataset.mask_shares)
+    if dataset.masks.classes:
+        told = [f"{n} {shares.get(i, 0):.1%}" for i, n in enumerate(dataset.masks.names)]
+        return ("Classes", ", ".join(told))
+    values = ", ".join(f"{v} ({s:.1%})" for v, s in dataset.mask_shares[:6])
+    more = f" and {len(shares) - 6} more" if len(shares) > 6 else ""
+    assert dataset.masks.threshold is not None
+    above = f"above {dataset.masks.threshold:g} is foreground"
+    return ("Mask values", f"{values}{more}; {above}")
 
 
 def _groups(dataset: Dataset, split: Split) -> str:
@@ -123,7 +138,10 @@ def print_settings(
         ("Trial 0", f"{settings_of(first_point(s))}: what the search has to beat"),
         ("Network", f"{s.layers}{size}{big}"),
         ("Weights", start.label),
-        ("Image size, batch size", f"{s.image_size}x{s.image_size} pixels, {s.batch_size} images"),
+        (
+            "Image size, batch size",
+            f"{s.image_size}x{s.image_size} pixels, {_channels(start)}, {s.batch_size} images",
+        ),
         ("Augmentation", "none (foreign image)" if place.foreign else s.augment),
         ("Chosen on", f"{on}, by {s.metric}"),
         ("Pruning", "median, after 5 complete trials" if s.prune else "off"),
@@ -137,6 +155,10 @@ def print_settings(
         ("Storage", _storage(s.storage)),
     ]
     _grid(rows, console)
+
+
+def _channels(start: StartWeights) -> str:
+    return "grey" if start.layers["in_channels"] == 1 else "colour"
 
 
 def _device(slot: Slot) -> str:
@@ -156,7 +178,23 @@ def _scores(result: dict[str, Any] | None) -> list[ImageScore]:
     return [ImageScore.from_dict(image) for image in (result or {}).get("images", [])]
 
 
-def _score_rows(name: str, scores: list[ImageScore]) -> list[tuple[str, str]]:
+def _class_rows(name: str, scores: list[ImageScore], classes: list[str]) -> list[tuple[str, str]]:
+    """Dice of each class by name, where there are several."""
+    rows = []
+    for one in classes[1:] if len(classes) > 2 else ():
+
+        def of_class(images: Sequence[ImageScore], one: str = one) -> float | None:
+            return class_dice(images, classes)[one]
+
+        at = classes.index(one) - 1
+        having = [s for s in scores if s.foreground[at].tp + s.foreground[at].fn]
+        interval = statistics.bootstrap_interval(having, of_class)
+        text = f"{told(of_class(scores), interval)} on {len(having)} images that have it"
+        rows.append((f"{name} Dice of {one}", text))
+    return rows
+
+
+def _score_rows(name: str, scores: list[ImageScore], classes: list[str]) -> list[tuple[str, str]]:
     lesions = [score for score in scores if not score.empty]
     empty = [score for score in scores if score.empty]
     every = statistics.bootstrap_interval(scores, statistics.accuracy)
@@ -172,6 +210,7 @@ def _score_rows(name: str, scores: list[ImageScore]) -> list[tuple[str, str]]:
             f"{name} without lesion",
             f"{told(statistics.empty_correct(scores), correct)} of {len(empty)} images left empty",
         ),
+        *_class_rows(name, scores, classes),
     ]
 
 
@@ -230,11 +269,11 @@ def print_end(
     ]
     on_validation, on_test = _scores(validation), _scores(test)
     if settings.select_on == "validation" and on_validation:
-        rows += _score_rows("Validation", on_validation)
+        rows += _score_rows("Validation", on_validation, split.masks.names)
     elif settings.select_on == "test" and not on_test:
         rows.append(("Test accuracy", f"{best.max_acc:.3f}"))
     if on_test:
-        rows += _score_rows("Test", on_test)
+        rows += _score_rows("Test", on_test, split.masks.names)
     if settings.select_on == "test":
         rows.append(("Chosen on", "THE TEST IMAGES (published protocol): optimistic"))
     rows += _warnings(settings, split, best, on_test)

@@ -9,7 +9,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainer.config import LOSSES, OPTIMIZERS, known_name
+from trainer.config import (
+    LOSSES,
+    LOSSES_OF_CLASSES,
+    LOSSES_OF_FOREGROUND,
+    OPTIMIZERS,
+    known_name,
+)
+from trainer.data.labels import MaskClass
 from trainer.errors import InputError, nearest
 from trainer.networks.description import Network, check_size, read_network
 
@@ -24,6 +31,7 @@ CHOICES = {
 CHANGEABLE = (
     "data",
     "layers",
+    "labels",
     "split",
     "num-trials",
     "launcher",
@@ -47,6 +55,8 @@ class Settings:
     num_trials: int
     num_epochs: int
     batch_size: int
+    labels: Path | None
+    classes: tuple[MaskClass, ...]
     optimizers: tuple[str, ...]
     losses: tuple[str, ...]
     lr_min: float
@@ -79,6 +89,7 @@ class Settings:
             "image-size": self.image_size,
             "num-trials": self.num_trials,
             "num-epochs": self.num_epochs,
+            "labels": str(self.labels) if self.labels else None,
             "batch-size": self.batch_size,
             "optimizers": ",".join(self.optimizers),
             "loss": ",".join(self.losses),
@@ -107,7 +118,8 @@ class Settings:
 
         Data and network are compared by their content, and a split is drawn once.
         """
-        return {key: value for key, value in self.options().items() if key not in CHANGEABLE}
+        fixed = {key: value for key, value in self.options().items() if key not in CHANGEABLE}
+        return {**fixed, "labels": [one.model_dump() for one in self.classes]}
 
 
 def new_name() -> str:
@@ -142,6 +154,19 @@ def check_names(option: str, kind: str, text: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(known_name(kind, name, built) for name in names))
     except InputError as error:
         raise InputError(f"--{option}", error.found, error.accepted) from None
+
+
+def check_losses(text: str | None, classes: Sequence[MaskClass]) -> tuple[str, ...]:
+    """The losses that trials choose from: all that fit the classes, or some of them."""
+    fitting = LOSSES_OF_CLASSES if len(classes) > 2 else LOSSES_OF_FOREGROUND
+    if text is None:
+        return fitting
+    names = check_names("loss", "loss", text)
+    for name in names:
+        if name not in fitting:
+            what = f"{len(classes)} classes" if len(classes) > 2 else "one foreground class"
+            raise InputError("--loss", f"{name} does not fit {what}", ", ".join(fitting))
+    return names
 
 
 def check_positive(option: str, value: int, least: int = 1) -> int:

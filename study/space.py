@@ -46,9 +46,23 @@ def first_point(settings: Settings) -> dict[str, Any]:
     }
 
 
+def test_folders(layout: Layout) -> tuple[Path, Path | None]:
+    """Inputs and targets of the test images; in a data set of one part, those of all."""
+    if layout.test_inputs:
+        return layout.test_inputs, layout.test_targets
+    return layout.inputs, layout.targets
+
+
 def folder_text(path: Path) -> str:
     """A folder as configurations write it, with a slash at its end."""
     return f"{path}/"
+
+
+def loss_section(function: str, settings: Settings) -> dict[str, Any]:
+    """The loss, and what the network ends in: sigmoid for foreground alone, else softmax."""
+    if len(settings.classes) <= 2:
+        return {"function": function, "source": "sigmoid"}
+    return {"function": function, "source": "log_softmax" if function == "nll" else "softmax"}
 
 
 def render(
@@ -107,7 +121,7 @@ def render(
             **({"checkpoints": checkpoints} if checkpoints else {}),
             "data": data,
             "optimizer": optimizer,
-            "loss": {"function": params["loss"], "source": "sigmoid"},
+            "loss": loss_section(params["loss"], settings),
         }
     }
 
@@ -120,17 +134,20 @@ def render_test(
     load: str,
     split: str | None,
     output: str | None,
-    folders: tuple[str, str] | None = None,
+    folders: tuple[str, str | None] | None = None,
     layers: str | None = None,
 ) -> dict[str, Any]:
     """The configuration that evaluates and predicts the test images with a checkpoint.
 
-    `folders` are the texts of test inputs and targets (default: their real absolute paths). With
-    `layers` (a foreign image) the network and its size are written out.
+    `folders` are the texts of test inputs and targets (default: their real absolute paths); without
+    targets the test images are predicted only. With `layers` (a foreign image) the network and its
+    size are written out.
     """
-    inputs = (layout.test_inputs or layout.inputs).resolve()
-    targets = (layout.test_targets or layout.targets).resolve()
-    texts = folders or (folder_text(inputs), folder_text(targets))
+    inputs, targets = test_folders(layout)
+    texts = folders or (
+        folder_text(inputs.resolve()),
+        folder_text(targets.resolve()) if targets else None,
+    )
     size = {"resize": [settings.image_size, settings.image_size]}
     return {
         "neural_network": {
@@ -139,7 +156,7 @@ def render_test(
             "data": {
                 "type": "images",
                 "test_input_path": texts[0],
-                "test_target_path": texts[1],
+                **({"test_target_path": texts[1]} if texts[1] else {}),
                 **({"test_output_path": output} if output else {}),
                 **({"split": split} if split else {}),
                 "test_batch_size": 2 * settings.batch_size,
@@ -148,6 +165,6 @@ def render_test(
                 "target_is_mask": True,
                 **({"transforms": [size]} if layers else {}),
             },
-            "loss": {"function": loss, "source": "sigmoid"},
+            "loss": loss_section(loss, settings),
         }
     }

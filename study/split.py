@@ -11,7 +11,7 @@ import re
 
 from study.dataset import Dataset, Images, twins
 from study.settings import Settings
-from trainer.data.split import Masks, Parts, Split, read_split
+from trainer.data.split import Parts, Split, read_split
 from trainer.errors import InputError
 
 SHARE = 0.15
@@ -113,7 +113,7 @@ def make_split(dataset: Dataset, settings: Settings) -> Split:
         metric=settings.metric,
         group_by=settings.group_by,
         parts=parts,
-        masks=Masks(threshold=dataset.masks.threshold, values=sorted(dataset.masks.values)),
+        masks=dataset.masks,
         near_twins=_near_twins(dataset, parts),
     )
 

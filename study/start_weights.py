@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from study import paste
+from study.dataset import Dataset
 from study.settings import Settings
+from trainer.errors import InputError
 from trainer.networks.description import read_network
 from trainer.networks.weights import find_weights, sha256, stored_path
 
@@ -52,13 +54,28 @@ class StartWeights:
             shutil.copyfile(*self.copy)
 
 
-def find_start_weights(settings: Settings, study_folder: Path) -> StartWeights:
+def layers_for(settings: Settings, dataset: Dataset) -> dict[str, Any]:
+    """The network file's content, with channels, classes and activation by the data where it leaves
+    them out; raises InputError where its classes are not those of the masks."""
+    content: dict[str, Any] = json.loads(settings.layers.read_text(encoding="utf-8"))
+    outputs = dataset.masks.outputs
+    if (told := content.get("classes")) not in (None, outputs):
+        found = f"classes is {told}, the masks have {', '.join(dataset.masks.names)}"
+        fix = "leave it out: it follows the data"
+        raise InputError(f"{settings.layers}, classes", found, str(outputs), fix)
+    if content.get("in_channels") is None:
+        content["in_channels"] = dataset.channels
+    activation = "sigmoid" if outputs == 1 else "softmax"
+    return {**content, "classes": outputs, "activation": activation}
+
+
+def find_start_weights(settings: Settings, dataset: Dataset, study_folder: Path) -> StartWeights:
     """The weights that `--weights` and `--transfer-learning` ask for; raises InputError.
 
     `auto`: an encoder's ImageNet weights where they were fetched before, else random ones.
     """
     network = read_network(settings.layers)
-    layers = json.loads(settings.layers.read_text(encoding="utf-8"))
+    layers = layers_for(settings, dataset)
     shown = str(settings.layers)
     if settings.weights not in ("auto", "imagenet", "none"):
         source = Path(settings.weights)

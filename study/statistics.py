@@ -44,7 +44,7 @@ def lesion_dice(scores: Sequence[ImageScore]) -> float | None:
 
 def empty_correct(scores: Sequence[ImageScore]) -> float | None:
     """Share of the images without a lesion in which none was found."""
-    return metrics.mean([float(score.own.fp == 0) for score in scores if score.empty])
+    return metrics.mean([float(score.false_pixels == 0) for score in scores if score.empty])
 
 
 def told(value: float | None, interval: tuple[float, float] | None = None) -> str:

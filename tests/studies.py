@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -54,6 +55,25 @@ def make_data(folder: Path, images: int = 16, test: int = 6, value: int = 255) -
     return folder
 
 
+def make_class_folders(folder: Path) -> Path:
+    """benign/ and normal/ with masks beside the images, one image with two of them."""
+    make_part(folder / "flat", 18, 3, empty=4)
+    for number, image in enumerate(sorted((folder / "flat/inputs").iterdir())):
+        kind = "benign" if number < 14 else "normal"
+        (folder / kind).mkdir(exist_ok=True)
+        name = f"{kind} ({number})"
+        image.rename(folder / kind / f"{name}.png")
+        mask = np.asarray(Image.open(folder / "flat/targets" / image.name))
+        if number == 0:  # the left and the right half in masks of their own
+            left, right = mask.copy(), mask.copy()
+            left[:, 12:], right[:, :12] = 0, 0
+            Image.fromarray(right).save(folder / kind / f"{name}_mask_1.png")
+            mask = left
+        Image.fromarray(mask).convert("RGBA").save(folder / kind / f"{name}_mask.png")
+    shutil.rmtree(folder / "flat")
+    return folder
+
+
 def driver(
     here: Path, *options: str, environment: dict[str, str] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
@@ -66,6 +86,23 @@ def driver(
         timeout=timeout,
         env={**os.environ, "COLUMNS": "140", **(environment or {})},
     )
+
+
+def module(here: Path, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """`python -m …` typed in the folder `here`."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "140"},
+    )
+
+
+def trainer(here: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m trainer …` typed in the folder `here`."""
+    return module(here, "trainer", *arguments)
 
 
 def typed_here(here: Path, *options: str) -> tuple[int, str, str]:

@@ -40,7 +40,7 @@ OPTIONS = [
     (["--optimizers", "adm"], ["unknown name 'adm'", "did you mean 'adam'", "rmsprop"]),
     (["--optimizers", ""], ["--optimizers", "no name is given"]),
     (["--loss", "dise"], ["--loss", "did you mean 'dice'"]),
-    (["--loss", "nll"], ["'nll' is not built yet", "bce, dice"]),
+    (["--loss", "nll"], ["nll does not fit one foreground class", "bce, dice"]),
     (["--optimizers", "lamb,adam"], ["'lamb' is not built yet"]),
     (["--launcher", "dokcer"], ["did you mean 'docker'", "auto, docker, process"]),
     (["--select-on", "tests"], ["did you mean 'test'"]),

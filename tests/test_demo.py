@@ -44,10 +44,10 @@ def test_layout_pairs_every_image_with_its_mask(demo: Path) -> None:
     assert (len(pairs), len(test_pairs)) == (40, 12)
     assert not {p.name for p in pairs} & {p.name for p in test_pairs}
     for item in pairs:
-        assert item.mask is not None
-        assert item.mask.name == item.name
-        assert Image.open(item.image).mode == Image.open(item.mask).mode == "L"
-        assert Image.open(item.image).size == Image.open(item.mask).size
+        (mask,) = item.masks
+        assert mask.name == item.name
+        assert Image.open(item.image).mode == Image.open(mask).mode == "L"
+        assert Image.open(item.image).size == Image.open(mask).size
 
 
 def test_names_are_those_of_the_published_data(demo: Path) -> None:

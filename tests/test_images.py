@@ -15,9 +15,9 @@ from PIL import ExifTags, Image
 
 from trainer.data import cache
 from trainer.data.cache import ImageSet
-from trainer.data.folders import Pair, list_images, pair
+from trainer.data.folders import Pair, find_layout, list_images, pair
 from trainer.data.images import read_image, read_mask
-from trainer.data.masks import MaskValues, binary
+from trainer.data.masks import Masks, MaskValues, binary, read_masks
 from trainer.errors import InputError, joined
 from trainer.evaluate import OwnSizeMasks
 
@@ -84,7 +84,7 @@ def test_the_meaning_is_decided_over_the_whole_set() -> None:
     values.add(np.zeros((4, 4), np.uint8))
     values.add(np.eye(4, dtype=np.uint8))
     meaning = values.meaning("masks")
-    assert (meaning.threshold, meaning.values) == (0.5, (0, 1))
+    assert (meaning.threshold, meaning.values) == (0.5, [0, 1])
 
 
 def test_three_values_are_listed_with_their_shares() -> None:
@@ -103,7 +103,7 @@ def test_a_class_of_its_own_stands_out_of_fringes() -> None:
     values.add(rng.permutation(fringes).astype(np.uint8)[None])
     assert values.meaning("masks").threshold == 127.5
     values.add(np.full((1, 2000), 120, np.uint8))
-    with pytest.raises(InputError, match="3 values, the network 2 classes"):
+    with pytest.raises(InputError, match="the masks have 3 values"):
         values.meaning("masks")
 
 
@@ -137,7 +137,7 @@ def touch(folder: Path, *names: str) -> Path:
 def paired(tmp_path: Path, inputs: list[str], targets: list[str]) -> tuple[dict[str, str], str]:
     """Image to mask names, and the faults as text."""
     pairs, faults = pair(touch(tmp_path / "i", *inputs), touch(tmp_path / "t", *targets))
-    names = {p.image.name: p.mask.name for p in pairs if p.mask}
+    names = {p.image.name: " ".join(m.name for m in p.masks) for p in pairs}
     return names, "\n".join(map(str, faults))
 
 
@@ -152,6 +152,63 @@ def test_pairs_by_stem_and_by_mask_suffix(tmp_path: Path) -> None:
     assert faults == ""
 
 
+def test_class_folders_with_masks_beside_are_united(tmp_path: Path) -> None:
+    for folder in ("benign", "normal"):
+        touch(tmp_path / folder, "x (1).png", "x (1)_mask.png", "y.png", "y_mask.png")
+    touch(tmp_path / "benign", "x (1)_mask_1.png", "x (1)_mask_12.png", "z_mask.png", "w.png")
+    layout = find_layout(tmp_path)
+    assert layout.masks_beside and layout.test_inputs is None
+    pairs, faults = pair(layout.inputs, layout.targets)
+    assert [p.name for p in pairs] == [
+        f"{a}/{b}.png" for a in ("benign", "normal") for b in ("x (1)", "y")
+    ]
+    assert [len(p.masks) for p in pairs] == [3, 1, 1, 1]
+    told = "\n".join(map(str, faults))
+    assert "z_mask.png: is a mask without an image" in told and "w.png: has no mask" in told
+    assert len(faults) == 2
+
+
+def test_several_masks_of_an_image_are_united(tmp_path: Path) -> None:
+    files = []
+    for number, columns in enumerate((slice(0, 2), slice(1, 4))):
+        mask = np.zeros((3, 6), np.uint8)
+        mask[:, columns] = 255
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(mask).convert("1" if number else "RGBA").save(files[-1])
+    united = read_masks(files, HALF)
+    assert united[0].tolist() == [255, 255, 255, 255, 0, 0]
+    assert read_masks(files, None)[0].tolist() == united[0].tolist()
+    Image.fromarray(np.zeros((3, 5), np.uint8)).save(files[1])
+    with pytest.raises(InputError, match=r"1\.png: is 5x3 pixels, 0\.png is 6x3"):
+        read_masks(files, HALF)
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (["train/inputs", "train/targets"], (True, False, False)),
+        (["train/inputs", "train/targets", "test/inputs"], (True, True, False)),
+        (["train/inputs", "train/targets", "test/inputs", "test/targets"], (True, True, True)),
+        (["images", "masks"], (True, False, False)),
+    ],
+)
+def test_layouts(tmp_path: Path, made: list[str], expected: tuple[bool, bool, bool]) -> None:
+    for name in made:
+        (tmp_path / name).mkdir(parents=True)
+    layout = find_layout(tmp_path)
+    found = (layout.targets, layout.test_inputs, layout.test_targets)
+    assert tuple(folder is not None for folder in found) == expected
+
+
+def test_a_tree_with_train_and_test(tmp_path: Path) -> None:
+    touch(tmp_path / "train/benign", "a.png", "a_mask.png")
+    touch(tmp_path / "test/benign", "b.png")
+    layout = find_layout(tmp_path)
+    assert layout.test_inputs == tmp_path / "test" and layout.test_targets is None
+    touch(tmp_path / "test/benign", "b_mask.png")
+    assert find_layout(tmp_path).test_targets == tmp_path / "test"
+
+
 def test_sorted_order_never_pairs(tmp_path: Path) -> None:
     names, faults = paired(tmp_path, ["a.png", "b.png"], ["c.png", "d.png"])
     assert names == {}
@@ -161,12 +218,12 @@ def test_sorted_order_never_pairs(tmp_path: Path) -> None:
 
 def test_faults_of_folders(tmp_path: Path) -> None:
     inputs = ["a.png", "a.jpg", "b.dcm", "c.txt", ".hidden", "Thumbs.db", "d.png"]
-    names, faults = paired(tmp_path, inputs, ["a.png", "d.png", "d_mask.png"])
-    assert names == {"a.jpg": "a.png", "d.png": "d.png"}
+    names, faults = paired(tmp_path, inputs, ["a.png", "d.png", "d_mask.png", "e_mask_2.png"])
+    assert names == {"a.jpg": "a.png", "d.png": "d.png d_mask.png"}
     assert "a.png: has the same stem as a.jpg" in faults
     assert "b.dcm: this is a DICOM file" in faults and "dcmj2pnm" in faults
     assert "c.txt: this is not an image" in faults
-    assert "d_mask.png: is a mask without an image" in faults
+    assert "e_mask_2.png: is a mask without an image" in faults
     assert "hidden" not in faults and "Thumbs" not in faults
 
 
@@ -305,6 +362,9 @@ def test_masks_are_resized_by_the_nearest_pixel(tmp_path: Path) -> None:
     np.testing.assert_array_equal(small, np.where(TRUTH[2::4, 2::4], 9, 3))
 
 
+HALF = Masks(threshold=0.5)
+
+
 def save_pairs(
     folder: Path, arrays: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]
 ) -> list[Pair]:
@@ -313,7 +373,7 @@ def save_pairs(
         files = folder / f"{number}.png", folder / f"{number}_mask.png"
         for file, array in zip(files, (image, mask), strict=True):
             Image.fromarray(array).save(file)
-        pairs.append(Pair(*files))
+        pairs.append(Pair(files[0], files[1:], files[0].name))
     return pairs
 
 
@@ -330,7 +390,7 @@ def pairs(tmp_path: Path) -> list[Pair]:
 
 def test_cached_images_equal_read_ones(pairs: list[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     indices = torch.tensor([2, 0, 3])
-    images = ImageSet(pairs, 3, (8, 6), 0.5)
+    images = ImageSet(pairs, 3, (8, 6), HALF)
     read = images.batch(indices)
     images.preload(threads=2)
     assert images.cached
@@ -340,7 +400,7 @@ def test_cached_images_equal_read_ones(pairs: list[Pair], monkeypatch: pytest.Mo
     assert torch.equal(read[0], kept[0]) and torch.equal(read[1], kept[1])
 
     monkeypatch.setattr(cache, "free_memory_bytes", lambda: 1000)
-    large = ImageSet(pairs, 3, (8, 6), 0.5)
+    large = ImageSet(pairs, 3, (8, 6), HALF)
     large.preload(threads=1)
     assert not large.cached
     assert torch.equal(large.batch(indices)[0], kept[0])
@@ -350,7 +410,7 @@ def test_masks_in_their_own_size_are_kept_up_to_a_budget(
     pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    images = ImageSet(pairs, 3, (8, 6), 0.5)
+    images = ImageSet(pairs, 3, (8, 6), HALF)
     own = images.own_size_mask
     monkeypatch.setattr(images, "own_size_mask", lambda index: read.append(index) or own(index))
     monkeypatch.setattr(cache, "free_memory_bytes", lambda: 2 * (64 + 144 + 63))
@@ -362,7 +422,7 @@ def test_masks_in_their_own_size_are_kept_up_to_a_budget(
 
 
 def test_without_a_meaning_mask_values_stay(pairs: list[Pair]) -> None:
-    plain, meant = ImageSet(pairs, 1, (8, 8)), ImageSet(pairs, 1, (8, 8), 0.5)
+    plain, meant = ImageSet(pairs, 1, (8, 8)), ImageSet(pairs, 1, (8, 8), HALF)
     raw, known = plain.batch(torch.arange(4))[1], meant.batch(torch.arange(4))[1]
     assert raw is not None and known is not None
     assert raw.unique().tolist() == [0, 1]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trainer.config import LearningRateSchedule, Loss, Optimizer
+from trainer.errors import InputError
 from trainer.losses import bce, build_loss, dice
 from trainer.optimizers import build_optimizer
 from trainer.schedules import build_schedule
@@ -32,7 +33,7 @@ def test_dice_equals_its_formula_over_the_batch(eps: float) -> None:
     expected = 1 - (2 * (P * TARGET).sum() + eps) / (P.sum() + TARGET.sum() + eps)
     value = dice(torch.from_numpy(LOGITS), torch.from_numpy(TARGET), eps)
     assert float(value) == pytest.approx(expected, rel=1e-5)
-    built = build_loss(Loss(function="dice", eps=eps))
+    built = build_loss(Loss(function="dice", eps=eps), 1)
     assert float(built(torch.from_numpy(LOGITS), torch.from_numpy(TARGET))) == float(value)
 
 
@@ -61,7 +62,7 @@ def test_bce_is_exact_for_large_logits_in_half_precision(
 
 
 def test_names_build_their_losses() -> None:
-    assert build_loss(Loss(function="BCE")) is bce
+    assert build_loss(Loss(function="BCE"), 1) is bce
 
 
 @pytest.mark.parametrize(
@@ -120,3 +121,25 @@ def test_the_exponential_schedule() -> None:
         optimizer.step()
         schedule.step()
     assert build_schedule(optimizer, None) is None
+
+
+def test_losses_of_several_classes_equal_their_formulas() -> None:
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=(2, 3, 4, 5))
+    target = rng.integers(0, 3, (2, 1, 4, 5))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    t = np.stack([target[:, 0] == c for c in range(3)], axis=1)
+    x, y = torch.from_numpy(logits), torch.from_numpy(target).float()
+    nll = build_loss(Loss(function="NLL"), 3)(x, y)
+    assert float(nll) == pytest.approx(-np.log(p[t.nonzero()]).mean(), rel=1e-5)
+    dice = build_loss(Loss(function="dice", eps=1e-7), 3)(x, y)
+    sums = [
+        (2 * (p * t)[:, c].sum() + 1e-7) / (p[:, c].sum() + t[:, c].sum() + 1e-7) for c in range(3)
+    ]
+    assert float(dice) == pytest.approx(1 - np.mean(sums), rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("bce", 3), ("nll", 1)])
+def test_a_loss_that_does_not_fit_the_classes(name: str, classes: int) -> None:
+    with pytest.raises(InputError, match=rf"loss.function: {name} does not fit"):
+        build_loss(Loss(function=name), classes)

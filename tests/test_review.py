@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.cases import Review, classes, gather, open_predictions, resized, scored
+from trainer.data.masks import Masks
 from trainer.review import main, shortened
 
 SIDE = 40
@@ -122,15 +123,14 @@ def test_several_classes_take_the_likeliest() -> None:
 
 
 def test_nothing_to_find_and_nothing_found_is_right() -> None:
-    nothing = np.zeros((4, 4), bool)
-    assert scored("a", nothing, nothing).dice == 1
+    nothing = np.zeros((4, 4), np.uint8)
+    assert scored("a", nothing, nothing, 2).dice == 1
 
 
 def test_the_mask_threshold_of_the_file_counts(predictions: Path) -> None:
     Image.fromarray(TRUTH["good.png"] // 255).save(predictions.parents[1] / "targets/good.png")
-    write(
-        predictions, PREDICTED, targets=str(predictions.parents[1] / "targets"), mask_threshold=0.5
-    )
+    targets, masks = predictions.parents[1] / "targets", Masks(threshold=0.5).model_dump_json()
+    write(predictions, PREDICTED, targets=str(targets), masks=masks)
     scores = {score.name: score.dice for score in gathered(predictions).scores}
     assert scores["good.png"] == 1
 

@@ -460,9 +460,9 @@ def test_a_split_names_the_images_the_seed_and_the_metric(
         assert list(file) == names
         assert file.attrs["inputs"] == str(data / "train/inputs")
         assert file.attrs["targets"] == str(data / "train/targets")
-        assert file.attrs["mask_threshold"] == 127.5
+        assert json.loads(file.attrs["masks"])["threshold"] == 127.5
     use = load_checkpoint(ended.folder / "checkpoints/best.pt")["use"]
-    assert use["mask_threshold"] == 127.5
+    assert use["masks"]["threshold"] == 127.5
 
     seeded = train(configuration(num_epochs=4, seed=11, data=sections), "seeded")
     other = train(configuration(num_epochs=4, seed=12, data=sections), "other")

@@ -1,8 +1,8 @@
 """Predictions beside their images and truth: read, scored and ordered, the worst first.
 
-A predictions file holds one float32 dataset (C, H, W) an image, keyed by the image's file name,
-and the attributes `inputs` and `targets` (folders; "" without truth), `mask_threshold` (foreground
-is above it) and `threshold`. Torch-free.
+A predictions file holds one float32 dataset (C, H, W) an image, keyed by the image's name (its path
+in the folder of inputs), and the attributes `inputs` and `targets` (folders; "" without truth),
+`masks` (what mask values mean, as JSON) and `threshold`. Torch-free.
 
     with open_predictions(Path("predictions/output_1.h5")) as source:
         review = gather(source, most=12)
@@ -20,11 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.folders import Pair, pair
-from trainer.data.images import read_image, read_mask
+from trainer.data.images import read_image
+from trainer.data.masks import Masks, read_masks
 from trainer.errors import InputError, joined
-from trainer.metrics import dice, mean
+from trainer.metrics import Counts, ImageScore, mean
 
-Bools = NDArray[np.bool_]
+UNSAID = Masks(threshold=127.5)
+"""What masks mean where the file does not say."""
 
 
 class Score(NamedTuple):
@@ -48,24 +50,28 @@ class Case(NamedTuple):
     """What is drawn of one image, all at the image's own size.
 
     `image` is (H, W, 3) uint8, `probability` (C, H, W) float32, `predicted` (H, W) uint8 with the
-    class of each pixel, `truth` (H, W) is None where there is none, and so is `score`.
+    class of each pixel, `truth` (H, W) likewise is None where there is none, and so is `score`.
     """
 
     name: str
     image: NDArray[np.uint8]
     probability: NDArray[np.float32]
     predicted: NDArray[np.uint8]
-    truth: Bools | None
+    truth: NDArray[np.uint8] | None
     score: Score | None
 
 
 class Review(NamedTuple):
-    """The cases to draw, and the scores of all images (empty without truth); `total` images."""
+    """The cases to draw, and the scores of all images (empty without truth); `total` images.
+
+    `names` are those of the classes, the background first.
+    """
 
     cases: list[Case]
     scores: list[Score]
     total: int
     threshold: float
+    names: list[str]
 
 
 class Source(NamedTuple):
@@ -73,7 +79,7 @@ class Source(NamedTuple):
 
     file: Any
     pairs: dict[str, Pair]
-    mask_threshold: float
+    masks: Masks
     threshold: float
 
 
@@ -96,7 +102,7 @@ def open_predictions(
         found = "this is not a whole HDF5 file"
         raise InputError(str(path), found, "a predictions file that the trainer wrote") from None
     with file:
-        names = [name for name, item in file.items() if getattr(item, "ndim", 0) == 3]
+        names = image_names(file)
         if not names:
             accepted = "one dataset (C, H, W) for each image"
             raise InputError(str(path), "holds no predictions", accepted)
@@ -105,9 +111,22 @@ def open_predictions(
             fix = "name the folder of the images with --inputs"
             raise InputError(str(path), "does not say where its images are", fix=fix)
         masks = _folder(path, "targets", targets, str(file.attrs.get("targets", "")))
-        cut = float(file.attrs.get("mask_threshold", 127.5))
+        told = file.attrs.get("masks")
+        meaning = Masks.model_validate_json(told) if told else UNSAID
         threshold = float(file.attrs.get("threshold", 0.5))
-        yield Source(file, _pairs(path, names, folder, masks), cut, threshold)
+        yield Source(file, _pairs(path, names, folder, masks), meaning, threshold)
+
+
+def image_names(file: Any) -> list[str]:
+    """Names of the images of an open predictions file, those in groups too."""
+    names: list[str] = []
+
+    def look(name: str, item: Any) -> None:
+        if getattr(item, "ndim", 0) == 3:
+            names.append(name)
+
+    file.visititems(look)
+    return names
 
 
 def _folder(path: Path, option: str, given: Path | None, named: str) -> Path | None:
@@ -146,12 +165,12 @@ def gather(source: Source, most: int) -> Review:
     """
     names = list(source.pairs)
     scores: list[Score] = []
-    if any(files.mask is not None for files in source.pairs.values()):
+    if any(files.masks for files in source.pairs.values()):
         scores = [score for name in names if (score := _case(source, name).score)]
         scores.sort(key=lambda score: (score.dice, -score.false_pixels))
         names = [score.name for score in scores]
     cases = [_case(source, name) for name in names[:most]]
-    return Review(cases, scores, len(names), source.threshold)
+    return Review(cases, scores, len(names), source.threshold, source.masks.names)
 
 
 def _case(source: Source, name: str) -> Case:
@@ -160,10 +179,13 @@ def _case(source: Source, name: str) -> Case:
     height, width = image.shape[:2]
     probability = resized(np.asarray(source.file[name], np.float32), (width, height))
     predicted = classes(probability, source.threshold)
-    if files.mask is None:
+    if not files.masks:
         return Case(name, image, probability, predicted, None, None)
-    truth = read_mask(files.mask, (width, height)) > source.mask_threshold
-    return Case(name, image, probability, predicted, truth, scored(name, predicted > 0, truth))
+    truth = read_masks(files.masks, source.masks, (width, height))
+    if source.masks.outputs == 1:
+        truth = np.asarray(truth > 0, np.uint8)
+    score = scored(name, predicted, truth, len(source.masks.names))
+    return Case(name, image, probability, predicted, truth, score)
 
 
 def resized(probability: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -189,11 +211,18 @@ def classes(probability: NDArray[np.float32], threshold: float) -> NDArray[np.ui
     return np.asarray(probability.argmax(axis=0), np.uint8)
 
 
-def scored(name: str, predicted: Bools, truth: Bools) -> Score:
-    """Foreground (H, W) as predicted, against the truth."""
-    hits = int((predicted & truth).sum())
-    false, missed = int(predicted.sum()) - hits, int(truth.sum()) - hits
-    return Score(name, dice(hits, false, missed), hits + missed, false)
+def scored(
+    name: str, predicted: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int
+) -> Score:
+    """Classes (H, W) as predicted, against the truth."""
+    own = []
+    for number in range(classes):
+        p, t = predicted == number, truth == number
+        cells = ((p & t), (p & ~t), (~p & t), (~p & ~t))
+        own.append(Counts(*(int(cell.sum()) for cell in cells)))
+    score = ImageScore(name, tuple(own), tuple(own))
+    lesion = sum(c.tp + c.fn for c in score.foreground)
+    return Score(name, score.dice, lesion, score.false_pixels)
 
 
 def summary(review: Review) -> str:

@@ -4,7 +4,7 @@
      "network": the network file's content,
      "state": parameters and running statistics by the names of the network's own library,
      "use": image_size [width, height], transforms, channels, classes, scaling, threshold,
-            mask_threshold,
+            masks,
      "origin": epoch, scores, evaluated_on, weights, versions,
      "training": what a resume needs beside these (last.pt only): epoch, batches, optimizer,
                  schedule, progress}

@@ -27,11 +27,15 @@ from pydantic import (
 from trainer.errors import InputError, joined, nearest
 
 OPTIMIZERS = ("sgd", "rmsprop", "adagrad", "adam", "adamw")
-LOSSES = ("bce", "dice")
+LOSSES = ("bce", "dice", "nll")
+LOSSES_OF_FOREGROUND = ("bce", "dice")
+LOSSES_OF_CLASSES = ("nll", "dice")
+"""Those for a network of one output, and for one that has an output a class."""
+
 SCHEDULES = ("exponential",)
 NOT_BUILT_YET: dict[str, tuple[str, ...]] = {
     "optimizer": ("lars", "lamb", "hessian"),
-    "loss": ("nll", "mse", "jaccard", "focal", "lovasz"),
+    "loss": ("mse", "jaccard", "focal", "lovasz"),
     "lr_scheduler": ("step", "multistep", "warmup"),
     "data type": ("labels", "numpy", "hdf5", "mnist"),
     "transform": ("center_crop", "jitter_crop", "rotate", "convert_color", "random_patches"),

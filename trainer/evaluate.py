@@ -23,7 +23,7 @@ from trainer.metrics import Counts, ImageScore
 from trainer.networks.build import SegmentationNetwork
 
 PIXEL_THRESHOLD = 127
-"""Targets hold 0 to 255: above this, a pixel is foreground."""
+"""Targets of foreground alone hold 0 to 255: above this, a pixel is foreground."""
 
 
 class Sink(Protocol):
@@ -35,20 +35,46 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a set of images; `loss` is None without a loss, all is None without truth."""
+    """Scores of a set of images; `loss` is None without a loss, `scores` empty without truth.
+
+    `names` are those of the classes, the background first.
+    """
 
     loss: float | None
     scores: list[ImageScore]
+    names: tuple[str, ...] = ("background", "foreground")
 
-    def summary(self) -> dict[str, float | None]:
+    def summary(self) -> dict[str, Any]:
         """The scores of the whole set, see `metrics.summary`."""
-        return metrics.summary(self.scores)
+        return metrics.summary(self.scores, self.names)
 
 
-def _counts(predicted: Tensor, truth: Tensor) -> Tensor:
-    """(n, …) boolean predictions and truth -> (n, 4): tp, fp, fn, tn."""
-    p, t = predicted.flatten(1), truth.flatten(1)
-    return torch.stack([(p & t).sum(1), (p & ~t).sum(1), (~p & t).sum(1), (~p & ~t).sum(1)], dim=1)
+def classes_of(probabilities: Tensor) -> Tensor:
+    """(n, C, H, W) -> the class of each pixel (n, H, W): the likeliest, of one output above 0.5."""
+    if probabilities.shape[1] == 1:
+        return (probabilities[:, 0] > 0.5).long()
+    return probabilities.argmax(dim=1)
+
+
+def own_size_classes(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
+    """Probabilities (C, h, w) at the network's size -> classes (H, W) at `size` (height, width)."""
+    resized = F.interpolate(probabilities[None], size, mode="bilinear", align_corners=False)
+    return classes_of(resized)[0]
+
+
+def _truth(targets: Tensor, outputs: int) -> Tensor:
+    """uint8 targets as `ImageSet` has them -> classes."""
+    return (targets > PIXEL_THRESHOLD).long() if outputs == 1 else targets.long()
+
+
+def _counts(predicted: Tensor, truth: Tensor, outputs: int) -> Tensor:
+    """Classes (n, …) -> (n, outputs, 4): tp, fp, fn, tn; of the foreground alone, or each class."""
+    columns = []
+    for number in (1,) if outputs == 1 else range(outputs):
+        p, t = (predicted == number).flatten(1), (truth == number).flatten(1)
+        cells = [(p & t).sum(1), (p & ~t).sum(1), (~p & t).sum(1), (~p & ~t).sum(1)]
+        columns.append(torch.stack(cells, dim=1))
+    return torch.stack(columns, dim=1)
 
 
 class OwnSizeMasks:
@@ -96,6 +122,7 @@ def evaluate(
     losses: list[Tensor] = []
     at_network: list[Tensor] = []
     at_own: list[Tensor] = []
+    outputs = network.description.classes
     batches = math.ceil(len(images) / batch_size)
     everything = torch.arange(len(images), device=images.device)
     for batch, indices in enumerate(everything.split(batch_size), start=1):
@@ -108,7 +135,8 @@ def evaluate(
         probabilities = network.probabilities(logits)
         if raw_targets is not None and masks is not None:
             raw_targets = raw_targets.to(device, non_blocking=True)
-            at_network.append(_counts(probabilities > 0.5, raw_targets > PIXEL_THRESHOLD))
+            truth = _truth(raw_targets[:, 0], outputs)
+            at_network.append(_counts(classes_of(probabilities), truth, outputs))
             at_own += [
                 _own_size_counts(p, masks[number])
                 for p, number in zip(probabilities, numbers, strict=True)
@@ -125,22 +153,28 @@ def evaluate(
     if not at_network:
         return Evaluation(None, [])
     value = float(torch.stack(losses).sum()) / len(images) if losses else None
-    result = Evaluation(value, _scores(images, torch.cat(at_network), torch.stack(at_own)))
+    names = tuple(images.masks.names) if images.masks else Evaluation.names
+    result = Evaluation(value, _scores(images, torch.cat(at_network), torch.stack(at_own)), names)
     if console:
         console.line(_foreground(result.summary()))
     return result
 
 
 def _own_size_counts(probabilities: Tensor, mask: Tensor) -> Tensor:
-    """(1, h, w) probabilities at the network's size, (H, W) mask -> tp, fp, fn, tn."""
-    size = list(mask.shape)
-    resized = F.interpolate(probabilities[None], size, mode="bilinear", align_corners=False)
-    return _counts(resized[0] > 0.5, mask[None] > PIXEL_THRESHOLD)[0]
+    """(C, h, w) probabilities at the network's size, (H, W) mask -> (outputs, 4) counts."""
+    outputs = len(probabilities)
+    height, width = mask.shape
+    predicted = own_size_classes(probabilities, (height, width))
+    return _counts(predicted[None], _truth(mask, outputs)[None], outputs)[0]
+
+
+def _as_counts(rows: list[list[int]]) -> tuple[Counts, ...]:
+    return tuple(Counts(*row) for row in rows)
 
 
 def _scores(images: ImageSet, at_network: Tensor, at_own: Tensor) -> list[ImageScore]:
     rows = zip(images.pairs, at_network.tolist(), at_own.tolist(), strict=True)
-    return [ImageScore(pair.name, Counts(*net), Counts(*own)) for pair, net, own in rows]
+    return [ImageScore(pair.name, _as_counts(net), _as_counts(own)) for pair, net, own in rows]
 
 
 def _progress(epochs: tuple[int, int], batch: int, batches: int) -> str:
@@ -150,17 +184,19 @@ def _progress(epochs: tuple[int, int], batch: int, batches: int) -> str:
 def _told(losses: list[Tensor], at_network: list[Tensor], images: int) -> str:
     if not at_network:
         return ""
-    accuracy = metrics.accuracy(Counts(*torch.cat(at_network).sum(0).tolist()))
+    accuracy = metrics.accuracy(_as_counts(torch.cat(at_network).sum(0).tolist()))
     value = f" (Loss: {float(torch.stack(losses).sum()) / images:.4f})" if losses else ""
     return f"{value} | Accuracy: {accuracy:.3f}"
 
 
-def _foreground(summary: dict[str, float | None]) -> str:
+def _foreground(summary: dict[str, Any]) -> str:
     if summary["foreground_dice"] is None:
         return "Foreground Dice: none of the images has foreground"
     dice, iou = summary["foreground_dice"], summary["iou"]
     where = "(images with foreground, at their own size)"
-    return f"Foreground Dice: {dice:.3f}, IoU: {iou:.3f} {where}"
+    line = f"Foreground Dice: {dice:.3f}, IoU: {iou:.3f} {where}"
+    told = [f"{n} {'-' if v is None else f'{v:.3f}'}" for n, v in summary["class_dice"].items()]
+    return f"{line}; Dice of {', '.join(told)}" if len(told) > 1 else line
 
 
 def as_result(evaluation: Evaluation, evaluated_on: str) -> dict[str, Any]:

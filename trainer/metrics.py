@@ -1,13 +1,15 @@
-"""The numbers. Counts are true/false positives/negatives of foreground pixels. Torch-free.
+"""The numbers. Counts are true/false positives/negatives of the pixels of a class. Torch-free.
 
-Accuracy is the mean over background and foreground of 2TP / (2TP + FP + FN), with the counts of
-all images summed at the network's size; a class that is absent in truth and prediction counts 1.
-Foreground Dice and IoU are means over the images that have foreground, each at its own size.
+Accuracy is the mean over the classes, background among them, of 2TP / (2TP + FP + FN), with the
+counts of all images summed at the network's size; a class that is absent in truth and prediction
+counts 1. Foreground Dice and IoU are means over the images that have foreground, each at its own
+size; with several classes an image counts with the mean over those that its truth has. The Dice of
+a class is the mean over the images whose truth has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +28,11 @@ class Counts:
             self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn
         )
 
+    @property
+    def others(self) -> Counts:
+        """Counts of the other class of two."""
+        return Counts(self.tn, self.fn, self.fp, self.tp)
+
 
 def dice(tp: int, fp: int, fn: int) -> float:
     """2TP / (2TP + FP + FN), 1 where there is nothing to find and nothing was found."""
@@ -39,50 +46,74 @@ def iou(tp: int, fp: int, fn: int) -> float:
     return tp / total if total else 1.0
 
 
-def accuracy(counts: Counts) -> float:
-    """Mean of the Dice of background and foreground."""
-    foreground = dice(counts.tp, counts.fp, counts.fn)
-    return (foreground + dice(counts.tn, counts.fn, counts.fp)) / 2
+def accuracy(counts: Sequence[Counts]) -> float:
+    """Mean of the Dice of all classes; `counts` of the foreground alone, or of each class."""
+    if len(counts) == 1:
+        foreground, background = counts[0], counts[0].others
+        counts = [background, foreground]
+    return sum(dice(c.tp, c.fp, c.fn) for c in counts) / len(counts)
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image: counts at the network's size (`counts`) and at its own size (`own`)."""
+    """One image: counts at the network's size (`counts`) and at its own size (`own`).
+
+    Both hold one of the foreground, or with several classes one of each, the background first.
+    """
 
     name: str
-    counts: Counts
-    own: Counts
+    counts: tuple[Counts, ...]
+    own: tuple[Counts, ...]
+
+    @property
+    def foreground(self) -> tuple[Counts, ...]:
+        """Counts at the image's own size, without the background."""
+        return self.own if len(self.own) == 1 else self.own[1:]
 
     @property
     def empty(self) -> bool:
         """Whether the truth has no foreground."""
-        return self.own.tp + self.own.fn == 0
+        return not any(c.tp + c.fn for c in self.foreground)
+
+    def _mean(self, score: Callable[[int, int, int], float]) -> float:
+        counted = [c for c in self.foreground if c.tp + c.fn] or self.foreground
+        return sum(score(c.tp, c.fp, c.fn) for c in counted) / len(counted)
 
     @property
     def dice(self) -> float:
         """Foreground Dice at the image's own size."""
-        return dice(self.own.tp, self.own.fp, self.own.fn)
+        return self._mean(dice)
 
     @property
     def iou(self) -> float:
         """Foreground IoU at the image's own size."""
-        return iou(self.own.tp, self.own.fp, self.own.fn)
+        return self._mean(iou)
+
+    @property
+    def false_pixels(self) -> int:
+        """Pixels at its own size that were taken for a class that they are not."""
+        return sum(c.fp for c in self.foreground)
 
     def as_dict(self) -> dict[str, Any]:
         """For result.json."""
-        scores = {"empty": self.empty, "dice": self.dice, "iou": self.iou}
-        return {"name": self.name, **scores, **asdict(self.counts), "own": asdict(self.own)}
+        content = {"name": self.name, "empty": self.empty, "dice": self.dice, "iou": self.iou}
+        told = [{**asdict(n), "own": asdict(o)} for n, o in zip(self.counts, self.own, strict=True)]
+        return {**content, **told[0]} if len(told) == 1 else {**content, "classes": told}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> ImageScore:
         """Back from result.json."""
-        counts = Counts(**{key: content[key] for key in ("tp", "fp", "fn", "tn")})
-        return cls(content["name"], counts, Counts(**content["own"]))
+        told = content.get("classes", [content])
+        keys = ("tp", "fp", "fn", "tn")
+        counts = tuple(Counts(**{key: one[key] for key in keys}) for one in told)
+        return cls(content["name"], counts, tuple(Counts(**one["own"]) for one in told))
 
 
-def total(scores: Iterable[ImageScore]) -> Counts:
-    """Summed counts at the network's size."""
-    return sum((score.counts for score in scores), Counts(0, 0, 0, 0))
+def total(scores: Sequence[ImageScore]) -> list[Counts]:
+    """Counts at the network's size, summed over the images, for each class that is counted."""
+    nothing = Counts(0, 0, 0, 0)
+    columns = zip(*(score.counts for score in scores), strict=True)
+    return [sum(column, nothing) for column in columns] or [nothing]
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -90,10 +121,20 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def summary(scores: Sequence[ImageScore]) -> dict[str, float | None]:
-    """accuracy, foreground_dice, iou (None without foreground images) and empty_correct.
+def class_dice(scores: Sequence[ImageScore], names: Sequence[str]) -> dict[str, float | None]:
+    """The Dice of each class but the background by name; None where no truth has it."""
+    found = {}
+    for at, name in enumerate(names[1:]):
+        present = [c for score in scores if (c := score.foreground[at]).tp + c.fn]
+        found[name] = mean([dice(c.tp, c.fp, c.fn) for c in present])
+    return found
 
-    `empty_correct` is the share of the images without foreground in which none was predicted.
+
+def summary(scores: Sequence[ImageScore], names: Sequence[str]) -> dict[str, Any]:
+    """accuracy, foreground_dice, iou (None without foreground images), class_dice, empty_correct.
+
+    `names` are those of the classes, background first. `empty_correct` is the share of the images
+    without foreground in which none was predicted.
     """
     lesions = [score for score in scores if not score.empty]
     empty = [score for score in scores if score.empty]
@@ -101,5 +142,6 @@ def summary(scores: Sequence[ImageScore]) -> dict[str, float | None]:
         "accuracy": accuracy(total(scores)),
         "foreground_dice": mean([score.dice for score in lesions]),
         "iou": mean([score.iou for score in lesions]),
-        "empty_correct": mean([float(score.own.fp == 0) for score in empty]),
+        "class_dice": class_dice(scores, names),
+        "empty_correct": mean([float(score.false_pixels == 0) for score in empty]),
     }

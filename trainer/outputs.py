@@ -56,7 +56,11 @@ OPTIMIZER_NAMES = {
     "adam": "Adam",
     "adamw": "AdamW",
 }
-LOSS_NAMES = {"bce": "BCE (Binary Cross-Entropy)", "dice": "Dice score"}
+LOSS_NAMES = {
+    "bce": "BCE (Binary Cross-Entropy)",
+    "dice": "Dice score",
+    "nll": "NLL (Negative Log-Likelihood)",
+}
 
 
 def print_settings(
@@ -98,5 +102,9 @@ def print_settings(
     }
     items |= {f"Transform {t.name}": t.value for t in usage.data.transforms}
     items |= {f"Input transform {t.name}": t.value for t in usage.data.input_transforms}
-    masks = "values / 255" if usage.mask_threshold is None else f"> {usage.mask_threshold:g}"
-    console.section("Dataset", {**items, "Foreground": masks})
+    masks = usage.masks
+    if masks and masks.classes:
+        items |= {"Classes": ", ".join(masks.names)}
+    else:
+        items |= {"Foreground": f"> {masks.threshold:g}" if masks else "values / 255"}
+    console.section("Dataset", items)

@@ -13,6 +13,8 @@ from typing import Any
 from trainer.checkpoint import load_checkpoint
 from trainer.config import Config, Data, Transform
 from trainer.data.folders import Pair, pair
+from trainer.data.labels import MaskClass
+from trainer.data.masks import Masks
 from trainer.data.split import Split, chosen, read_split
 from trainer.data.transforms import resize_of
 from trainer.errors import InputError, joined
@@ -24,12 +26,12 @@ FIXED = ("resize", "normalize")
 
 @dataclass(frozen=True)
 class Parts:
-    """The images of a run. `mask_threshold` is None where masks are divided by 255."""
+    """The images of a run. `masks` is None where masks are divided by 255."""
 
     training: list[Pair]
     evaluation: list[Pair]
     evaluated_on: str
-    mask_threshold: float | None
+    masks: Masks | None
     seed: int
     metric: str
 
@@ -55,7 +57,7 @@ def open_parts(config: Config) -> Parts:
     data = config.data
     split: Split | None = read_split(data.split) if data.split else None
     seed = config.seed if config.seed is not None else split.seed if split else 0
-    threshold = split.masks.threshold if split else None
+    masks = split.masks if split else None
     metric = split.metric if split else "accuracy"
     training: list[Pair] = []
     evaluation: list[Pair] = []
@@ -66,12 +68,12 @@ def open_parts(config: Config) -> Parts:
             training = chosen(everything, split.parts.training, data.split)
             if not data.test_input_path:
                 evaluation = chosen(everything, split.parts.validation, data.split)
-                return Parts(training, evaluation, "validation", threshold, seed, metric)
+                return Parts(training, evaluation, "validation", masks, seed, metric)
     if data.test_input_path:
         evaluation = _pairs(data.test_input_path, data.test_target_path)
         if split and data.split and split.parts.test:
             evaluation = chosen(evaluation, split.parts.test, data.split)
-    return Parts(training, evaluation, "test", threshold, seed, metric)
+    return Parts(training, evaluation, "test", masks, seed, metric)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Usage:
     source: str
     data: Data
     size: tuple[int, int] | None
-    mask_threshold: float | None
+    masks: Masks | None
     checkpoint: dict[str, Any]
 
     def for_checkpoint(self) -> dict[str, Any]:
@@ -98,7 +100,7 @@ class Usage:
             "classes": self.network.classes,
             "scaling": "pixel / 255",
             "threshold": 0.5,
-            "mask_threshold": self.mask_threshold,
+            "masks": self.masks.model_dump() if self.masks else None,
         }
 
 
@@ -106,7 +108,8 @@ def usage_of(config: Config, parts: Parts) -> Usage:
     """The network, its size and its transforms, from the configuration and the checkpoint.
 
     In a run without training, `layers` and `transforms` that are left out come from the
-    checkpoint, and another size than the trained one is an InputError.
+    checkpoint, and another size than the trained one is an InputError. A network of several classes
+    without a split reads the values of masks as the numbers of the classes.
     """
     load = config.checkpoints.load
     checkpoint = load_checkpoint(load) if load else {}
@@ -130,16 +133,26 @@ def usage_of(config: Config, parts: Parts) -> Usage:
         )
     if size:
         check_size(network, size, "data.transforms, resize")
-    if config.loss and config.loss.source not in (None, network.activation):
+    ends = ("softmax", "log_softmax") if network.activation == "softmax" else ("sigmoid",)
+    if config.loss and config.loss.source not in (None, *ends):
         raise InputError(
             "loss.source",
             f"'{config.loss.source}', but the network ends in {network.activation}",
-            f"'{network.activation}'",
+            " or ".join(f"'{end}'" for end in ends),
         )
-    threshold = parts.mask_threshold
-    if threshold is None and not config.trains:
-        threshold = known.get("mask_threshold")
-    return Usage(network, source, data, size, threshold, checkpoint)
+    masks = parts.masks
+    if masks is None and not config.trains and known.get("masks"):
+        masks = Masks.model_validate(known["masks"])
+    if masks is None and network.classes > 1:
+        numbers = range(network.classes)
+        classes = [MaskClass(name=f"class {number}", values=[number]) for number in numbers]
+        masks = Masks(threshold=None, values=list(numbers), classes=classes)
+    outputs = masks.outputs if masks else 1
+    if network.classes != outputs:
+        assert masks
+        found = f"{network.classes} classes, but the masks have {', '.join(masks.names)}"
+        raise InputError(source, found, f'"classes": {outputs}')
+    return Usage(network, source, data, size, masks, checkpoint)
 
 
 def _network(config: Config, checkpoint: dict[str, Any], source: str) -> Network:

@@ -1,7 +1,8 @@
 """Predictions as HDF5: `output_<epoch>.h5`, one float32 dataset (C, H, W) an image.
 
-A dataset is named after its image file and holds probabilities at the network's size. The file's
-attributes say where the images lie, for `python -m trainer.review`.
+A dataset is named after its image file (in subfolders: a group for each) and holds probabilities at
+the network's size. The file's attributes say where the images lie and what masks mean, for
+`python -m trainer.review`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 
 from trainer.checkpoint import write_atomically
 from trainer.config import Data
+from trainer.data.masks import Masks
 
 
 class PredictionFile:
     """Writes predictions; the file appears under its name when all of them are there."""
 
-    def __init__(self, data: Data, epoch: int, mask_threshold: float | None) -> None:
+    def __init__(self, data: Data, epoch: int, masks: Masks | None) -> None:
         assert data.test_output_path
         self.path = Path(data.test_output_path) / f"output_{epoch}.h5"
         self._buffer = io.BytesIO()  # HDF5 may hide that a disk is full, and leave half a file
@@ -32,8 +34,8 @@ class PredictionFile:
         self._file.attrs["inputs"] = inputs or ""
         self._file.attrs["targets"] = targets or ""
         self._file.attrs["threshold"] = 0.5
-        if mask_threshold is not None:
-            self._file.attrs["mask_threshold"] = mask_threshold
+        if masks:
+            self._file.attrs["masks"] = masks.model_dump_json()
 
     def write(self, name: str, probabilities: NDArray[np.float32]) -> None:
         """One image's probabilities (C, H, W)."""

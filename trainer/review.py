@@ -73,7 +73,8 @@ def _draw_case(axes: list[Any], case: Case, threshold: float, shape: float, firs
     """Draws one image in its panels, whose height over width is `shape`."""
     height, width = case.image.shape[:2]
     span = max(width, height / shape)
-    for axis, label in zip(axes, ("input", "prediction", "truth and prediction"), strict=False):
+    last = "truth and prediction" if len(case.probability) == 1 else "truth"
+    for axis, label in zip(axes, ("input", "prediction", last), strict=False):
         axis.imshow(case.image, aspect="auto")
         axis.set(xticks=[], yticks=[], facecolor="#eeeeee")
         for spine in axis.spines.values():
@@ -84,12 +85,13 @@ def _draw_case(axes: list[Any], case: Case, threshold: float, shape: float, firs
                 0.02, 0.03, label, transform=axis.transAxes, fontsize=7.5, color="w", bbox=box
             )
     axes[1].imshow(_heat(case), aspect="auto")
-    one = len(case.probability) == 1
-    field, level = (case.probability[0], threshold) if one else (case.predicted > 0, 0.5)
-    _outline(axes[1], field, level, PREDICTED)
-    if case.truth is not None:
-        _outline(axes[2], field, level, PREDICTED)
-        _outline(axes[2], case.truth, 0.5, TRUE)
+    if len(case.probability) == 1:
+        _outline(axes[1], case.probability[0], threshold, PREDICTED)
+        if case.truth is not None:
+            _outline(axes[2], case.probability[0], threshold, PREDICTED)
+            _outline(axes[2], case.truth, 0.5, TRUE)
+    elif case.truth is not None:
+        axes[2].imshow(class_colours(case.truth), aspect="auto")
     for axis in axes:  # the whole image in the middle of a panel, whatever its shape
         axis.set_xlim((width - span) / 2 - 0.5, (width + span) / 2 - 0.5)
         axis.set_ylim((height + span * shape) / 2 - 0.5, (height - span * shape) / 2 - 0.5)
@@ -100,17 +102,23 @@ def _draw_case(axes: list[Any], case: Case, threshold: float, shape: float, firs
 
 def _heat(case: Case) -> NDArray[np.float64]:
     """Colours (H, W, 4): from red to amber with the probability, or one colour a class."""
-    from matplotlib import colormaps
     from matplotlib.colors import LinearSegmentedColormap
 
     if len(case.probability) > 1:
-        colours = np.asarray(colormaps["tab10"](case.predicted.astype(int) % 10))
-        colours[..., 3] = 0.5 * (case.predicted > 0)
-        return colours
+        return class_colours(case.predicted)
     ramp = LinearSegmentedColormap.from_list("probability", [LOW, PREDICTED])
     probability = np.nan_to_num(case.probability[0]).clip(0, 1)
     colours = np.asarray(ramp(probability))
     colours[..., 3] = 0.65 * probability
+    return colours
+
+
+def class_colours(classes: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Colours (H, W, 4) of class indices (H, W): half transparent, the background not at all."""
+    from matplotlib import colormaps
+
+    colours = np.asarray(colormaps["tab10"]((classes.astype(int) - 1) % 10))
+    colours[..., 3] = 0.5 * (classes > 0)
     return colours
 
 
@@ -127,6 +135,7 @@ def shortened(name: str) -> str:
 
 
 def _draw_header(figure: Any, review: Review, title: str, size: tuple[float, float]) -> None:
+    from matplotlib import colormaps
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -134,16 +143,21 @@ def _draw_header(figure: Any, review: Review, title: str, size: tuple[float, flo
     style: dict[str, Any] = {"va": "top", "parse_math": False}
     figure.text(left, 1 - 0.12 * inch, title, fontsize=12, fontweight="bold", **style)
     figure.text(left, 1 - 0.36 * inch, summary(review), fontsize=9, color="#444444", **style)
-    line = Line2D([], [], color=PREDICTED, label=f"predicted: above {review.threshold:g}")
-    handles: list[Any] = [line]
+    handles: list[Any] = []
     if len(review.cases[0].probability) == 1:
+        predicted = f"predicted: above {review.threshold:g}"
         handles += [
+            Line2D([], [], color=PREDICTED, label=predicted),
             Patch(color=LOW, label="probability: low"),
             Patch(color=PREDICTED, label="high"),
         ]
+        handles += [Line2D([], [], color=TRUE, label="truth")] if review.scores else []
     else:
-        line.set_label("predicted: any class but the first")
-    handles += [Line2D([], [], color=TRUE, label="truth")] if review.scores else []
+        classes = review.names[1:] if len(review.names) > 2 else ["any class but the first"]
+        handles += [
+            Patch(color=colormaps["tab10"](number % 10), label=name)
+            for number, name in enumerate(classes[:10])
+        ]
     place = {"loc": "upper left", "bbox_to_anchor": (left, 1 - 0.55 * inch), "borderaxespad": 0.3}
     figure.legend(
         handles=handles, ncols=4, frameon=False, fontsize=9, borderpad=0, handlelength=1.4, **place

@@ -39,6 +39,8 @@ FLUSH_SECONDS = 1.0
 """Losses leave the device at most this often: each look makes a GPU wait."""
 
 PRINTED_LINES = 100
+SCORES = ("accuracy", "foreground_dice", "iou", "class_dice")
+"""What an epoch's event tells of its evaluation."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,10 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         filled = load_weights(network.body, usage.checkpoint["state"], config, console)
     network = network.to(device)
     started_from = last["origin"]["weights"] if last else _started_from(config, weights, filled)
-    loss = build_loss(config.loss) if config.loss else None
-    work = Work(config, this, parts, network, device, BatchTransform(usage.data), loss)
+    classes = usage.network.classes
+    loss = build_loss(config.loss, classes) if config.loss else None
+    transform = BatchTransform(usage.data, classes)
+    work = Work(config, this, parts, network, device, transform, loss)
     print_settings(config, usage, parts, network, device_label(device), started_from, console)
     this.events.write(
         "start",
@@ -161,7 +165,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
                 "loss": mean_loss,
                 "evaluated_on": scores.get("evaluated_on"),
                 "evaluation_loss": scores.get("loss"),
-                **{key: scores.get(key) for key in ("accuracy", "foreground_dice", "iou")},
+                **{key: scores.get(key) for key in SCORES},
                 "learning_rate": rate,
                 "seconds": time.monotonic() - began,
                 "memory_bytes": peak_memory_bytes(device),
@@ -219,7 +223,7 @@ def _started_from(config: Config, weights: Path | None, filled: float) -> str:
 def _images(pairs: list[Pair], usage: Usage, work: Work) -> ImageSet | None:
     if not pairs:
         return None
-    images = ImageSet(pairs, usage.network.in_channels, usage.size, usage.mask_threshold)
+    images = ImageSet(pairs, usage.network.in_channels, usage.size, usage.masks)
     if usage.size is None:
         height, width = images.own_size(0)
         check_size(usage.network, (width, height), f"{pairs[0].image}, without a resize")
@@ -338,7 +342,7 @@ def _evaluate(work: Work, images: ImageSet, masks: OwnSizeMasks | None, epoch: i
 
     if not work.config.data.test_output_path:
         return scored(None)
-    with PredictionFile(work.config.data, epoch, images.mask_threshold) as sink:
+    with PredictionFile(work.config.data, epoch, images.masks) as sink:
         evaluation = scored(sink)
     work.run.console.line(f"Predictions are in {sink.path}")
     return evaluation

@@ -1,10 +1,11 @@
 """The images of one part of a data set, decoded and resized once and kept as 8 bit.
 
-    images = ImageSet(pairs, channels=3, size=(256, 256))
+    images = ImageSet(pairs, channels=3, size=(256, 256), masks=masks)
     inputs, targets = images.batch(indices)     # uint8 (n, C, H, W), uint8 (n, 1, H, W)
 
 Where everything would take more than half of the free memory, a batch is read from its files each
-time. Targets hold 0 to 255 (foreground 255 where the meaning of the masks is known).
+time. Targets hold 0 to 255 (foreground 255 where the meaning of the masks is known), or the class
+of each pixel where there are several.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import torch
 from torch import Tensor
 
 from trainer.data.folders import Pair
-from trainer.data.images import Bytes, read_image, read_mask
-from trainer.data.masks import binary
+from trainer.data.images import Bytes, read_image
+from trainer.data.masks import Masks, read_masks
 from trainer.errors import InputError
 
 SHARE_OF_FREE_MEMORY = 0.5
@@ -63,10 +64,9 @@ class ImageSet:
         pairs: list[Pair],
         channels: int,
         size: tuple[int, int] | None,
-        mask_threshold: float | None = None,
+        masks: Masks | None = None,
     ) -> None:
-        self.pairs, self.channels, self.size = pairs, channels, size
-        self.mask_threshold = mask_threshold
+        self.pairs, self.channels, self.size, self.masks = pairs, channels, size, masks
         self._inputs: Tensor | None = None
         self._targets: Tensor | None = None
 
@@ -76,7 +76,7 @@ class ImageSet:
     @property
     def has_targets(self) -> bool:
         """Whether there is truth."""
-        return self.pairs[0].mask is not None
+        return bool(self.pairs[0].masks)
 
     @property
     def cached(self) -> bool:
@@ -91,21 +91,18 @@ class ImageSet:
     def _read(self, index: int) -> tuple[Bytes, Bytes | None]:
         pair = self.pairs[index]
         image = read_image(pair.image, self.channels, self.size)
-        if pair.mask is None:
+        if not pair.masks:
             return image, None
-        mask = read_mask(pair.mask, self.size)
+        mask = read_masks(pair.masks, self.masks, self.size)
         if mask.shape != image.shape[1:]:
             sizes = [f"{a.shape[-1]}x{a.shape[-2]}" for a in (mask, image)]
             found = f"is {sizes[0]} pixels, its image {sizes[1]}"
-            raise InputError(str(pair.mask), found, "the same size", RESIZE_FIX)
-        return image, mask if self.mask_threshold is None else binary(mask, self.mask_threshold)
+            raise InputError(str(pair.masks[0]), found, "the same size", RESIZE_FIX)
+        return image, mask
 
     def own_size_mask(self, index: int) -> Bytes:
         """The mask (H, W) of an image in its own size."""
-        path = self.pairs[index].mask
-        assert path is not None
-        mask = read_mask(path)
-        return mask if self.mask_threshold is None else binary(mask, self.mask_threshold)
+        return read_masks(self.pairs[index].masks, self.masks)
 
     def own_size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image file."""

@@ -1,18 +1,24 @@
 """What the values of a set of masks mean. Decided once over the whole set, never file by file.
 
 Two values are background and foreground. Fringes (the values that JPEG or resizing leaves at
-edges) are cut at half of the range. More values are several classes, which is another task.
-Torch-free.
+edges) are cut at half of the range. More values are several classes: a labels file has to name
+them. Torch-free.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
 
+from trainer.data.images import open_image, read_mask
+from trainer.data.labels import MaskClass, class_indices
 from trainer.errors import InputError
 
 NEAR_EXTREME = 0.1
@@ -28,12 +34,59 @@ COLOUR_PEAK = 0.05
 """A colour that covers more than this share of the coloured pixels is a class of its own."""
 
 
-@dataclass(frozen=True)
-class MaskMeaning:
-    """Foreground is every value above `threshold`; `values` were found, largest share first."""
+class Masks(BaseModel):
+    """What the masks of a set mean: two values, or the classes of a labels file.
 
-    threshold: float
-    values: tuple[int, ...]
+    Without `classes`, foreground is every value above `threshold`. `values` were found in the
+    masks, the largest share first.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    threshold: float | None = None
+    values: list[int] = []
+    classes: list[MaskClass] = []
+
+    @property
+    def names(self) -> list[str]:
+        """Of the classes, the background first."""
+        return [one.name for one in self.classes] or ["background", "foreground"]
+
+    @property
+    def outputs(self) -> int:
+        """Channels of a network for these masks: 1 for foreground alone, else one a class."""
+        return 1 if len(self.names) == 2 else len(self.names)
+
+
+def read_masks(
+    files: Sequence[Path], meaning: Masks | None, size: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """The truth (H, W) of an image from its mask files, at `size` (width, height) or their own.
+
+    Two classes: 0 and 255. Several: the class index. Without a meaning: the brightness. Of several
+    files, the foreground of each counts; where two overlap, the later file.
+    """
+    united = _one_mask(files[0], meaning, size)
+    for file in files[1:]:
+        more = _one_mask(file, meaning, size)
+        if more.shape != united.shape:
+            sizes = [f"{a.shape[1]}x{a.shape[0]}" for a in (more, united)]
+            found = f"is {sizes[0]} pixels, {files[0].name} is {sizes[1]}"
+            raise InputError(str(file), found, "masks of one size for one image")
+        united = np.where(more > 0, more, united) if meaning else np.maximum(more, united)
+    return united
+
+
+def _one_mask(file: Path, meaning: Masks | None, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    if meaning is None:
+        return read_mask(file, size)
+    if not meaning.classes:
+        assert meaning.threshold is not None
+        return binary(read_mask(file, size), meaning.threshold)
+    indices = class_indices(open_image(file), meaning.classes, str(file))
+    if size and size != (indices.shape[1], indices.shape[0]):
+        indices = np.asarray(Image.fromarray(indices).resize(size, Image.Resampling.NEAREST))
+    return binary(indices, 0.5) if meaning.outputs == 1 else indices
 
 
 @dataclass
@@ -59,7 +112,7 @@ class MaskValues:
         found = [(int(v), float(self.histogram[v]) / total) for v in np.nonzero(self.histogram)[0]]
         return sorted(found, key=lambda item: -item[1])
 
-    def meaning(self, where: str) -> MaskMeaning:
+    def meaning(self, where: str) -> Masks:
         """Background and foreground; raises InputError, named by `where`, for anything else."""
         shares = self.shares()
         values = [value for value, _ in shares]
@@ -78,12 +131,12 @@ class MaskValues:
             text = ", ".join(f"{value} ({share:.2%})" for value, share in classes[:12])
             raise InputError(
                 where,
-                f"the masks have {len(classes)} values, the network 2 classes: {text}",
-                "two values, background and foreground",
-                "merge the classes into one, or keep one of them and set the others to 0",
+                f"the masks have {len(classes)} values: {text}",
+                "two values, background and foreground, or classes that --labels FILE names",
+                f"write a labels file, like {self._example([v for v, _ in classes])}",
             )
         self._one_colour(where)
-        return MaskMeaning((low + high) / 2, tuple(values[:8]))
+        return Masks(threshold=(low + high) / 2, values=values[:8])
 
     @staticmethod
     def _classes(shares: list[tuple[int, float]], low: int, high: int) -> list[tuple[int, float]]:
@@ -97,6 +150,11 @@ class MaskValues:
         ends = [(v, s) for v, s in shares if v in (low, high)]
         return sorted(ends + middle)
 
+    @staticmethod
+    def _example(values: list[int]) -> str:
+        named = [f'"class {number}": {value}' for number, value in enumerate(values[1:8], start=1)]
+        return "{" + ", ".join([f'"background": {values[0]}', *named]) + "}"
+
     def _one_colour(self, where: str) -> None:
         total = sum(self.colours.values())
         peaks = [(c, n) for c, n in self.colours.most_common() if n > COLOUR_PEAK * total]
@@ -108,8 +166,8 @@ class MaskValues:
             raise InputError(
                 where,
                 f"the masks have {len(peaks)} colours beside the background: {'; '.join(names)}",
-                "one colour, or grey",
-                "paint the classes in one colour, or keep one of them",
+                "one colour, or grey, or classes that --labels FILE names",
+                'write a labels file, like {"background": "#000000", "liver": "#ff0000"}',
             )
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.config import read_json
 from trainer.data.folders import Pair
+from trainer.data.masks import Masks
 from trainer.errors import InputError
 
 
@@ -25,15 +26,6 @@ class Parts(BaseModel):
     training: list[str]
     validation: list[str]
     test: list[str]
-
-
-class Masks(BaseModel):
-    """Foreground is every mask value above `threshold`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    threshold: float
-    values: list[int]
 
 
 class Split(BaseModel):

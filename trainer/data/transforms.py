@@ -36,9 +36,13 @@ def _settings(transforms: list[Transform], names: tuple[str, ...]) -> dict[str, 
 
 
 class BatchTransform:
-    """uint8 batches -> float batches, as the configuration says."""
+    """uint8 batches -> float batches, as the configuration says.
 
-    def __init__(self, data: Data) -> None:
+    With several classes (`classes` above 1) targets are class indices and stay so.
+    """
+
+    def __init__(self, data: Data, classes: int = 1) -> None:
+        self._scale = 255 if classes == 1 else 1
         self.geometric = _settings(data.transforms, GEOMETRIC)
         inputs = [*data.transforms, *data.input_transforms]
         self.intensity = _settings(inputs, INTENSITY)
@@ -55,14 +59,14 @@ class BatchTransform:
         return _normalize(batch.float() / 255, self.input_scale)
 
     def targets(self, batch: Tensor) -> Tensor:
-        """Targets (n, 1, H, W) in [0, 1]."""
-        return _normalize(batch.float() / 255, self.target_scale)
+        """Targets (n, 1, H, W), in [0, 1] or class indices."""
+        return _normalize(batch.float() / self._scale, self.target_scale)
 
     def augmented(
         self, inputs: Tensor, targets: Tensor, generator: Generator
     ) -> tuple[Tensor, Tensor]:
         """Images and targets of a training batch; every random number comes from `generator`."""
-        x, y = inputs.float() / 255, targets.float() / 255
+        x, y = inputs.float() / 255, targets.float() / self._scale
         if self.geometric:
             grid = self._grid(x, generator)
             x = F.grid_sample(x, grid, "bilinear", "reflection", align_corners=False)
