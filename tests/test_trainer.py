@@ -27,7 +27,7 @@ from trainer.config import Data
 from trainer.data.cache import ImageSet
 from trainer.errors import InputError, NoSpace, OutOfMemory
 from trainer.events import EventReader
-from trainer.predict import PredictionFile
+from trainer.prediction_file import PredictionFile
 from trainer.stopping import StopRequest
 
 Build = Callable[..., dict[str, Any]]
@@ -892,7 +892,9 @@ def test_the_hub_is_never_asked(train: Train, configuration: Build) -> None:
 
 def test_predictions_are_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Any] = []
-    monkeypatch.setattr("trainer.predict.write_atomically", lambda _, data: written.append(data))
+    monkeypatch.setattr(
+        "trainer.prediction_file.write_atomically", lambda _, data: written.append(data)
+    )
     data = Data(input_path="a", test_output_path=str(tmp_path))
     with PredictionFile(data, 1, None) as sink:
         sink.write("a.png", np.zeros((1, 4, 4), np.float32))

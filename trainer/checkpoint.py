@@ -4,7 +4,7 @@
      "network": the network file's content,
      "state": parameters and running statistics by the names of the network's own library,
      "use": image_size [width, height], transforms, channels, classes, scaling, threshold,
-            masks,
+            masks, images (what those of the training look like)
      "origin": epoch, scores, evaluated_on, weights, versions,
      "training": what a resume needs beside these (last.pt only): epoch, batches, optimizer,
                  schedule, progress}
@@ -186,7 +186,9 @@ class Saver:
         progress: Progress,
         events: EventLog,
         started_from: str,
+        seen: dict[str, Any],
     ) -> None:
+        self._seen = seen
         self._folder, self._config, self._usage = folder, config, usage
         self._network, self._optimizer, self._schedule = network, optimizer, schedule
         self._progress, self._events, self._started_from = progress, events, started_from
@@ -197,7 +199,7 @@ class Saver:
         return {
             "network": network.model_dump(),
             "state": {key: value.cpu() for key, value in self._network.body.state_dict().items()},
-            "use": self._usage.for_checkpoint(),
+            "use": {**self._usage.for_checkpoint(), "images": self._seen},
             "origin": {
                 **self._progress.event,
                 "weights": self._started_from,

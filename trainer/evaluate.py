@@ -27,7 +27,7 @@ PIXEL_THRESHOLD = 127
 
 
 class Sink(Protocol):
-    """Takes predictions; see predict.py."""
+    """Takes predictions; see prediction_file.py."""
 
     def write(self, name: str, probabilities: NDArray[np.float32]) -> None:
         """One image's probabilities (C, H, W)."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from trainer.cases import Case, Review, gather, open_predictions, summary
 from trainer.data.images import open_image
 from trainer.errors import InputError, RmlError
+from trainer.overlay import COLOURS, colour_of
 
 MOST_IMAGES = 200
 
@@ -115,10 +116,9 @@ def _heat(case: Case) -> NDArray[np.float64]:
 
 def class_colours(classes: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Colours (H, W, 4) of class indices (H, W): half transparent, the background not at all."""
-    from matplotlib import colormaps
-
-    colours = np.asarray(colormaps["tab10"]((classes.astype(int) - 1) % 10))
-    colours[..., 3] = 0.5 * (classes > 0)
+    colours = np.zeros((*classes.shape, 4))
+    for number in np.unique(classes[classes > 0]):
+        colours[classes == number] = (*colour_of(int(number)) / 255, 0.5)
     return colours
 
 
@@ -135,7 +135,6 @@ def shortened(name: str) -> str:
 
 
 def _draw_header(figure: Any, review: Review, title: str, size: tuple[float, float]) -> None:
-    from matplotlib import colormaps
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -155,8 +154,8 @@ def _draw_header(figure: Any, review: Review, title: str, size: tuple[float, flo
     else:
         classes = review.names[1:] if len(review.names) > 2 else ["any class but the first"]
         handles += [
-            Patch(color=colormaps["tab10"](number % 10), label=name)
-            for number, name in enumerate(classes[:10])
+            Patch(color=COLOURS[number % len(COLOURS)], label=name)
+            for number, name in enumerate(classes[: len(COLOURS)])
         ]
     place = {"loc": "upper left", "bbox_to_anchor": (left, 1 - 0.55 * inch), "borderaxespad": 0.3}
     figure.legend(

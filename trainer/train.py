@@ -31,7 +31,7 @@ from trainer.networks.weights import find_weights, sha256
 from trainer.optimizers import build_optimizer
 from trainer.outputs import TextLogs, print_settings
 from trainer.parts import Parts, Usage, open_parts, usage_of
-from trainer.predict import PredictionFile
+from trainer.prediction_file import PredictionFile
 from trainer.schedules import build_schedule
 from trainer.stopping import StopRequest
 
@@ -143,6 +143,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         progress,
         this.events,
         started_from,
+        training.facts(),
     )
 
     # ---- loop ----

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from trainer.data.masks import Masks, read_masks
 from trainer.errors import InputError
 
 SHARE_OF_FREE_MEMORY = 0.5
+MOST_FOR_FACTS = 256
 RESIZE_FIX = 'add {"resize": [256, 256]} to data.transforms'
 
 
@@ -147,6 +149,20 @@ class ImageSet:
         if self._inputs.nbytes * 4 // 3 < SHARE_OF_FREE_MEMORY * free_bytes(device):
             self._inputs = self._inputs.to(device)
             self._targets = None if self._targets is None else self._targets.to(device)
+
+    def facts(self) -> dict[str, Any]:
+        """What up to 256 images look like, spread evenly: `grey`, and the lowest and highest
+        `brightness` (mean) and `contrast` (standard deviation) of an image, in 0 to 255."""
+        count = min(len(self), MOST_FOR_FACTS)
+        chosen = torch.linspace(0, len(self) - 1, count).round().long().to(self.device)
+        grey, brightness, contrast = True, [], []
+        for one in chosen.split(1):
+            pixels = self.batch(one)[0][0].float()
+            grey = grey and bool((pixels == pixels[:1]).all())
+            brightness.append(float(pixels.mean()))
+            contrast.append(float(pixels.std()))
+        ranges = {"brightness": brightness, "contrast": contrast}
+        return {"grey": grey, **{name: [min(v), max(v)] for name, v in ranges.items()}}
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         """uint8 images (n, C, H, W) and targets (n, 1, H, W), where they and `indices` lie."""

@@ -108,13 +108,13 @@ def _explain_nothing(data: Path) -> None:
 def _masks_beside(folder: Path) -> bool:
     """Whether some image in a folder or its subfolders has a mask beside it."""
     here: set[str] = set()
-    for path in _files(folder) if folder.is_dir() else ():
+    for path in files_below(folder) if folder.is_dir() else ():
         if path.suffix.lower() in SUFFIXES:
             here.add(str(path.with_suffix("")))
     return any((m := MASK_NAME.fullmatch(stem)) and m[1] in here for stem in here)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """The files of a folder and its subfolders, sorted; hidden ones apart, no folder twice."""
     seen: set[str] = set()
     for here, folders, names in os.walk(folder, followlinks=True):
@@ -136,7 +136,7 @@ def list_images(folder: Path) -> tuple[list[Path], list[InputError]]:
     images: list[Path] = []
     faults: list[InputError] = []
     stems: dict[Path, Path] = {}
-    for path in _files(folder):
+    for path in files_below(folder):
         suffix = path.suffix.lower()
         stem = path.with_suffix("")
         if suffix in DICOM_SUFFIXES:
