@@ -6,13 +6,15 @@ import hashlib
 import json
 import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from study import paste
 from study.settings import Settings
-from trainer.networks.description import read_network
+from trainer.config import read_json
+from trainer.errors import InputError
+from trainer.networks.description import module_file, read_network
 from trainer.networks.weights import find_weights, sha256, stored_path
 
 
@@ -21,7 +23,8 @@ class StartWeights:
     """`decided` is what --weights comes to (none, imagenet, a file), `label` the same in words.
 
     `layers` is the network file of each trial, `load` what checkpoints.load says. `copy` is
-    (from, to): the file that trials read, put into the study's folder.
+    (from, to): the file that trials read, put into the study's folder. `module_source` is the
+    Python file that the network file names.
     """
 
     decided: str
@@ -29,6 +32,13 @@ class StartWeights:
     layers: dict[str, Any]
     load: str | None = None
     copy: tuple[Path, Path] | None = None
+    module_source: Path | None = None
+    study_folder: Path = Path()
+
+    @property
+    def module(self) -> Path | None:
+        """The study's own copy of the Python file, which each trial gets a copy of."""
+        return self.study_folder / self.module_source.name if self.module_source else None
 
     @property
     def files(self) -> list[Path]:
@@ -39,6 +49,8 @@ class StartWeights:
     def network_checksum(self) -> str:
         """Of the network file's content, weights apart."""
         content = json.dumps({**self.layers, "weights": None}, sort_keys=True)
+        if self.module_source:
+            content += sha256(self.module_source)
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
@@ -47,9 +59,13 @@ class StartWeights:
         return sha256(self.copy[0]) if self.copy else "random"
 
     def put_in_place(self) -> None:
-        """Copies the file if it is not there yet."""
-        if self.copy and not self.copy[1].exists():
-            shutil.copyfile(*self.copy)
+        """Copies the files that are not there yet."""
+        copies = [self.copy] if self.copy else []
+        if self.module_source and self.module:
+            copies.append((self.module_source, self.module))
+        for source, target in copies:
+            if not target.exists():
+                shutil.copyfile(source, target)
 
 
 def find_start_weights(settings: Settings, study_folder: Path) -> StartWeights:
@@ -57,15 +73,34 @@ def find_start_weights(settings: Settings, study_folder: Path) -> StartWeights:
 
     `auto`: an encoder's ImageNet weights where they were fetched before, else random ones.
     """
-    network = read_network(settings.layers)
-    layers = json.loads(settings.layers.read_text(encoding="utf-8"))
+    start = _find(settings, study_folder)
+    module = module_file(start.layers, settings.layers)
+    if module is None or settings.trial_command:
+        return start
+    named = f"{module.name}:{start.layers['module'].rpartition(':')[2]}"
+    return replace(
+        start,
+        layers={**start.layers, "module": named},
+        module_source=module,
+        study_folder=study_folder,
+    )
+
+
+def _find(settings: Settings, study_folder: Path) -> StartWeights:
+    layers = read_json(settings.layers, "layers file")
     shown = str(settings.layers)
+    if not isinstance(layers, dict):
+        raise InputError(shown, "this is not a network file", 'like {"network": "unet"}')
+    if settings.trial_command and settings.weights in ("auto", "imagenet", "none"):
+        return StartWeights("none", "the command's own", layers)
+    network = None if settings.trial_command else read_network(settings.layers)
     if settings.weights not in ("auto", "imagenet", "none"):
         source = Path(settings.weights)
         target = study_folder / f"start{source.suffix}"
         label = f"{source} (sha256 {sha256(source)[:12]})"
         content = {**layers, "weights": None}
         return StartWeights(str(source), label, content, str(target), (source, target))
+    assert network
     wanted = network.weights
     if settings.weights == "imagenet":
         wanted = "imagenet"

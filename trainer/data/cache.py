@@ -65,6 +65,9 @@ class ImageSet:
         size: tuple[int, int] | None,
         mask_threshold: float | None = None,
     ) -> None:
+        if channels not in (1, 3):
+            found = f"the network takes {channels} channels, images have 1 or 3"
+            raise InputError("layers, in_channels", found, "1 grey, 3 RGB")
         self.pairs, self.channels, self.size = pairs, channels, size
         self.mask_threshold = mask_threshold
         self._inputs: Tensor | None = None
