@@ -250,7 +250,8 @@ class Driver:
         elif record.cause:
             pass
         elif exit_code != 0:
-            record.cause = failures.cause_of(exit_code, reason)
+            own = self.settings.trial_command
+            record.cause = reason if own else failures.cause_of(exit_code, reason)
         elif record.value is None:
             record.cause = f"ended without a single {self.settings.metric}"
             if told := failures.last_line(run_folder):
@@ -406,7 +407,7 @@ def run_study(settings: Settings, *, resume: bool, here: Path, console: Console)
             settings.docker_image,
             settings.docker_image_given,
             settings.gpu,
-            own_command=own is not None,
+            own is not None,
         )
         if own and place.launcher.name == "process":
             own.check_program()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -53,11 +54,13 @@ def parse_trial_command(text: str, here: Path) -> TrialCommand:
     words, inputs = [], []
     for place, word in enumerate(typed):
         option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-        path = here / value
+        path = Path(os.path.abspath(here / value))
         is_program = place == 0 and ("/" not in value or value.startswith("/"))
+        if value.endswith(".py") and not path.exists() and not os.path.isabs(value):
+            raise InputError(OPTION, f"there is no file '{value}' in {here}", LIKE)
         if not value or is_program or not path.exists():
             words.append(word)
             continue
-        words.append(f"{option}{equals}{path.absolute()}")
-        inputs.append(path.absolute())
+        words.append(f"{option}{equals}{path}")
+        inputs.append(path)
     return TrialCommand(tuple(words), tuple(inputs))

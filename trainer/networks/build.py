@@ -99,6 +99,8 @@ def build(
     else:
         body = build_own(network, folder or Path(), trust_code)
     module = SegmentationNetwork(body, network)
+    if any(parameter.dim() == 5 for parameter in body.parameters()):  # its user will be told
+        return module
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -60,6 +60,11 @@ def build_smp(network: Network, weights: Path | None) -> nn.Module:
         hint = nearest(network.network, [f"smp.{model}" for model in models])
         raise InputError("layers", f"unknown network '{network.network}'{hint}", ", ".join(models))
     build = getattr(smp, name)
+    takes = [key for key in inspect.signature(build).parameters if key != "kwargs"]
+    unknown = [key for key in network.arguments if key not in takes]
+    if unknown and not network.encoder.startswith("tu-"):  # timm's get what the others would drop
+        found = f"{network.label} takes no '{unknown[0]}'{nearest(unknown[0], takes)}"
+        raise InputError("layers, arguments", found, ", ".join(takes))
     channels = 3 if weights else network.in_channels
     try:
         module: Any = build(

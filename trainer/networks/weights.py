@@ -43,8 +43,8 @@ def find_weights(network: Network, layers: str) -> Path | None:
     if network.weights is None:
         return None
     if network.encoder is None:
-        found = f"{network.label} has no encoder with published weights"
-        raise InputError(f"{layers}, weights", found, "null")
+        name = "the small U-Net" if network.kind == "unet" else network.label
+        raise InputError(f"{layers}, weights", f"{name} has no published weights", "null")
     if network.weights != "imagenet":
         path = Path(network.weights)
         if path.suffix != ".safetensors" or not path.is_file():
