@@ -161,6 +161,14 @@ def study(
     docker_image: Annotated[
         str, _option("--docker-image", "-docker", help="Image of the trials.")
     ] = IMAGE,
+    trial_command: Annotated[
+        str | None,
+        _option(
+            "--trial-command",
+            help='Your own training script, like "python my_train.py {config}"; a process, or in '
+            "a container with --docker-image.",
+        ),
+    ] = None,
     singularity_image: Annotated[
         str, _option("--singularity-image", "-singularity", help="Not built yet.")
     ] = "None",

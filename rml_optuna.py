@@ -14,7 +14,7 @@ import shutil
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from study.records import (
     run_name,
     write_json,
 )
-from study.report import print_end, print_settings
+from study.report import print_end, print_end_of_command, print_settings
 from study.settings import Settings, check_network
 from study.slots import Slot, choose_slot
 from study.space import first_point, render, render_test, suggest
@@ -50,7 +50,7 @@ from study.storage import DEFAULT_STORAGE, MadeWith, Storage, masked, masked_tex
 from study.view import StudyView
 from trainer.data.split import Split, read_split
 from trainer.errors import InputError, RmlError
-from trainer.events import RESULT_FILE
+from trainer.events import METRICS_FILE, RESULT_FILE, UNREADABLE
 
 POLL_SECONDS = 0.1
 STOP_SECONDS = 30.0
@@ -87,6 +87,7 @@ class Driver:
     view: StudyView
     interruption: Interruption
     deadline: float | None
+    said_unreadable: set[int] = field(default_factory=set)
 
     @property
     def split_file(self) -> Path | None:
@@ -111,7 +112,8 @@ class Driver:
             )
             run_folder = self.new_run_folder(run_name(trial.number))
             self.write_config(run_folder, params)
-            exit_code = self.watch(self.start_job(run_folder, trial.number), trial, record)
+            running = self.start_job(run_folder, trial.number, self.command(run_folder))
+            exit_code = self.watch(running, trial, record)
             cut_off = failures.was_cut_off(exit_code) and not record.cause
             if not cut_off or self.interruption.asked or restart == RESTARTS:
                 break
@@ -131,6 +133,8 @@ class Driver:
     def write_config(self, run_folder: Path, params: dict[str, Any]) -> None:
         """The trial's configuration and its network file: all that the trial is."""
         write_json(run_folder / "layers.json", self.start.layers)
+        if self.start.module:
+            shutil.copyfile(self.start.module, run_folder / self.start.module.name)
         content = render(
             params,
             self.settings,
@@ -142,13 +146,22 @@ class Driver:
         )
         write_json(run_folder / "config.json", content)
 
-    def start_job(self, run_folder: Path, trial: int) -> Running:
-        """Starts what lies in a run folder."""
+    def command(self, run_folder: Path) -> tuple[str, ...] | None:
+        """What a trial runs in the trainer's place, if the user said so."""
+        own = self.settings.trial_command
+        return own.for_config(run_folder / "config.json") if own else None
+
+    def start_job(
+        self, run_folder: Path, trial: int, command: tuple[str, ...] | None = None
+    ) -> Running:
+        """Starts what lies in a run folder: the trainer, or a command."""
         layout = self.dataset.layout
         folders = (layout.inputs, layout.targets, layout.test_inputs, layout.test_targets)
         inputs = [folder.resolve() for folder in dict.fromkeys(folders) if folder]
         inputs += [self.split_file] if self.split_file else []
         inputs += self.start.files
+        if command and self.settings.trial_command:
+            inputs += self.settings.trial_command.inputs
         job = Job(
             run_folder=run_folder,
             study=self.settings.study_name,
@@ -157,6 +170,7 @@ class Driver:
             threads=self.slot.threads,
             inputs=tuple(inputs),
             cores=self.slot.cores,
+            command=command,
         )
         running = self.place.launcher.launch(job)
         self.interruption.running = running
@@ -171,6 +185,8 @@ class Driver:
                 for event in running.poll():
                     if event.get("event") == "epoch" and not record.cause:
                         self.report(event, trial, record, known)
+                    elif event.get("event") == UNREADABLE:
+                        self.unreadable(trial.number, event)
                     elif event.get("event") == "start" and "fills" in str(event.get("weights")):
                         record.weights = self.typed(str(event["weights"]))
                 if exit_code is not None:
@@ -189,6 +205,13 @@ class Driver:
             raise
         finally:
             self.interruption.running = None
+
+    def unreadable(self, trial: int, event: dict[str, Any]) -> None:
+        """A line that tells nothing: said once a trial, then passed over."""
+        if trial not in self.said_unreadable:
+            self.said_unreadable.add(trial)
+            line, why = event["line"], event["why"]
+            self.view.say(f"trial {trial}: a line of {METRICS_FILE} is passed over ({why}): {line}")
 
     def report(
         self,
@@ -220,15 +243,20 @@ class Driver:
     ) -> None:
         """Classifies how the trial ended and tells it to the study, with its cause."""
         reason = failures.reason_of(run_folder, exit_code)
+        if self.settings.trial_command:
+            reason = failures.reason_of_command(run_folder, exit_code)
         state = TrialState.FAIL
         if record.cause.startswith("pruned"):
             state = TrialState.PRUNED
         elif record.cause:
             pass
         elif exit_code != 0:
-            record.cause = failures.cause_of(exit_code, reason)
+            own = self.settings.trial_command
+            record.cause = reason if own else failures.cause_of(exit_code, reason)
         elif record.value is None:
             record.cause = f"ended without a single {self.settings.metric}"
+            if told := failures.last_line(run_folder):
+                record.cause += f"; it said: {told}"
         else:
             state = TrialState.COMPLETE
         record.state = state.name
@@ -319,8 +347,9 @@ class Driver:
     # ---- the best model ----
     def test(self, best: TrialRecord) -> dict[str, Any] | None:
         """Scores of the best checkpoint on the test images, read once for it; None where a foreign
-        image tells none, or the test images have no truth."""
-        if self.place.foreign or not self.dataset.test_has_truth:
+        image or a command of the user tells none, or the test images have no truth."""
+        unscored = self.place.foreign or self.settings.trial_command
+        if unscored or not self.dataset.test_has_truth:
             return None
         run_folder = self.folder / f"test-{best.trial:04d}"
         if not (run_folder / RESULT_FILE).exists():
@@ -329,6 +358,8 @@ class Driver:
             if checkpoint is None:
                 raise StudyFailed(f"the checkpoint of trial {best.trial} is gone")
             shutil.copyfile(checkpoint, run_folder / "best.pt")
+            if self.start.module:
+                shutil.copyfile(self.start.module, run_folder / self.start.module.name)
             content = render_test(
                 self.settings,
                 self.dataset.layout,
@@ -370,10 +401,18 @@ def run_study(settings: Settings, *, resume: bool, here: Path, console: Console)
     storage = Storage(settings.storage)
     try:
         storage.check_name(settings.study_name, resume, folder)
-        check_network(settings.layers, settings.image_size)
+        own = settings.trial_command
+        if own is None:
+            check_network(settings.layers, settings.image_size)
         place = choose_launcher(
-            settings.launcher, settings.docker_image, settings.docker_image_given, settings.gpu
+            settings.launcher,
+            settings.docker_image,
+            settings.docker_image_given,
+            settings.gpu,
+            own is not None,
         )
+        if own and place.launcher.name == "process":
+            own.check_program()
         existed = folder.exists()
         with DriverLock(folder):
             try:
@@ -406,7 +445,7 @@ def _run_locked(
         raise InputError("--select-on test", "the test images have no masks", "validation")
     if place.foreign:
         check_foreign(settings, dataset)
-    size = describe(settings.layers)
+    size = None if settings.trial_command else describe(settings.layers)
     needed = disk_needed_bytes(size["parameters"] if size else UNKNOWN_PARAMETERS, settings)
     free = check_disk(here, needed)
     slot = choose_slot(settings.gpu, settings.threads)
@@ -503,13 +542,16 @@ def finish(driver: Driver, console: Console) -> int:
             f"no trial finished: {causes}\nto go on: {resume_command(driver.settings)}"
         )
     scores = driver.test(best)
+    launcher = driver.place.launcher.name
+    if driver.settings.trial_command:
+        print_end_of_command(driver.settings, driver.folder, best, records, console)
+        return 0
     if driver.place.foreign:
         scores_of_test: dict[str, Any] | None = {"accuracy": best.max_acc, "evaluated_on": "test"}
     else:
         scores_of_test = scores
     driver.promotion.promote(best, scores_of_test)
     validation = read_result(driver.folder / run_name(best.trial))
-    launcher = driver.place.launcher.name
     print_end(driver.settings, driver.split, best, records, validation, scores, launcher, console)
     return 0
 

@@ -1,8 +1,8 @@
 """Where one trial runs. One seam, small files: `launch(job) -> Running`.
 
-A launcher starts `python -m trainer --config=config.json --run-folder . …` somewhere with the run
-folder as its working directory and contract (see `trainer/events.py`). The driver polls, and stops
-what it no longer wants.
+A launcher starts `python -m trainer --config=config.json --run-folder . …`, or another command,
+somewhere with the run folder as its working directory and contract (see `trainer/events.py`). The
+driver polls, and stops what it no longer wants.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ class Job:
     that the driver may use. `cores` are the CPU cores that the trial may use (none: all).
     `memory_bytes` limits a container (None: nine tenths of the machine's memory). `study` and
     `trial` label what is started.
+
+    `command` is run instead of the trainer: a program and its arguments, without a shell. What it
+    prints goes to trainer.log. `python -m trainer…` is the module of this program wherever it runs.
     """
 
     run_folder: Path
@@ -37,6 +40,7 @@ class Job:
     inputs: tuple[Path, ...] = field(default=())
     cores: tuple[int, ...] = ()
     memory_bytes: int | None = None
+    command: tuple[str, ...] | None = None
 
 
 class Running(Protocol):

@@ -21,26 +21,33 @@ class Place:
     image_id: str | None = None
 
 
-def choose_launcher(asked: str, image: str, image_given: bool, gpu: bool) -> Place:
+def choose_launcher(
+    asked: str, image: str, image_given: bool, gpu: bool, own_command: bool = False
+) -> Place:
     """The place of a study's trials; raises InputError where what was asked for is not there.
 
     `auto` takes Docker where an engine answers, the image is there and up to date and, with a GPU,
     a container sees it; else a process. An image named by hand is never replaced by a process.
+
+    With a command of the user (`own_command`) `auto` takes a process, where the command finds what
+    it finds where it was typed, and any image takes it as ours do.
     """
     if asked == "process" and image_given:
         found = f"--docker-image {image} and --launcher process exclude each other"
         raise InputError("--launcher", found, "one of them")
     if asked == "process":
-        return Place(_process(), "asked for by --launcher process")
+        return Place(_process(own_command), "asked for by --launcher process")
     if asked == "docker" or image_given:
         docker = DockerLauncher.open(image)
         reason = docker.probe_gpu() if gpu else None
         if reason:
             raise InputError("--launcher docker", reason, fix="mend that, or run with --no-gpu")
         why = "asked for by " + ("--docker-image" if image_given else "--launcher docker")
-        return Place(
-            docker, f"{why}, image {_named(docker, image)}", docker.foreign, docker.image.id
-        )
+        why = f"{why}, image {image if own_command else _named(docker, image)}"
+        return Place(docker, why, docker.foreign and not own_command, docker.image.id)
+    if own_command:
+        why = "the command runs as you typed it; in a container: --docker-image NAME"
+        return Place(_process(own_command), why)
     try:
         docker = DockerLauncher.open(image)
     except InputError as error:
@@ -60,8 +67,8 @@ def _named(docker: DockerLauncher, image: str) -> str:
     return f"{image} (older than the code: make image)" if docker.stale else image
 
 
-def _process() -> ProcessLauncher:
-    if importlib.util.find_spec("torch") is None:
+def _process(own_command: bool = False) -> ProcessLauncher:
+    if not own_command and importlib.util.find_spec("torch") is None:
         raise InputError(
             "--launcher process",
             "this Python has no torch",

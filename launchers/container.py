@@ -7,11 +7,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launchers import Job, owner
-from launchers.run_folder import device_inside, thread_limits, trainer_options
+from launchers import HEARTBEAT_FILE, Job, owner
+from launchers.run_folder import (
+    device_inside,
+    is_ours,
+    supervised,
+    thread_limits,
+    trainer_options,
+)
 
 LABEL = "org.rml-optimization"
 """Begins the labels of our containers: study_folder, study, trial, probe, host, pid, start_time."""
+
+PROGRAM_INSIDE = Path("/opt/rml")
+"""Where trainer/ lies in an image of ours."""
 
 MEMORY_SHARE = 0.9
 PIDS_LIMIT = 4096
@@ -89,13 +98,10 @@ def container_arguments(
     memory = job.memory_bytes or int(MEMORY_SHARE * engine_info.get("MemTotal", 0))
     # An engine may be in a machine of its own (Docker Desktop) that has fewer cores.
     cores_known = job.cores and max(job.cores) < engine_info.get("NCPU", 0)
-    trainer = ["python", "-m", "trainer"]
-    options = trainer_options(device_inside(job.device), job.threads)
-    foreign = image.source is None
     return {
         **hardening(caller, engine_info),
         "image": image.id,
-        "command": ["rmldnn", "--config=config.json"] if foreign else [*trainer, *options],
+        "command": command_inside(job, image),
         "working_dir": folder,
         "mounts": [*readable, Mount(folder, folder, type="bind")],
         "shm_size": "1g",
@@ -109,6 +115,8 @@ def container_arguments(
             "XDG_CACHE_HOME": "/tmp/cache",
             "HF_HUB_OFFLINE": "1",
             **thread_limits(job.threads),
+            # A script may import what lies beside it, as it does where it was written.
+            **({"PYTHONSAFEPATH": ""} if job.command and not is_ours(job.command) else {}),
         },
         "labels": {
             f"{LABEL}.study_folder": str(job.run_folder.parent.resolve()),
@@ -119,6 +127,19 @@ def container_arguments(
         # What it says is collected into the run folder; the engine need not keep it too.
         "log_config": LogConfig(type="none"),
     }
+
+
+def command_inside(job: Job, image: Image) -> list[str]:
+    """What the container runs. A foreign image may have no Python that could supervise a command:
+    where the driver is killed, the command runs on until the next driver of the study comes."""
+    if job.command is None:
+        if image.source is None:
+            return ["rmldnn", "--config=config.json"]
+        options = trainer_options(device_inside(job.device), job.threads)
+        return ["python", "-m", "trainer", *options]
+    if image.source is None:
+        return list(job.command)
+    return supervised(job.command, "python", PROGRAM_INSIDE, HEARTBEAT_FILE)
 
 
 def owner_labels() -> dict[str, str]:

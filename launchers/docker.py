@@ -79,7 +79,8 @@ class DockerLauncher:
 
     def launch(self, job: Job) -> RunningContainer:
         """Starts the trial; raises InputError if the engine cannot. Nothing is left then."""
-        if self.foreign:
+        reads_out_test = self.foreign and job.command is None
+        if reads_out_test:
             # Epochs of an earlier start of the same trial must not be read as this one's.
             (job.run_folder / OUT_TEST_FILE).unlink(missing_ok=True)
         arguments = container_arguments(
@@ -94,7 +95,13 @@ class DockerLauncher:
         heartbeat: Heartbeat | None = None
         try:
             heartbeat = Heartbeat(job.run_folder)
-            running = RunningContainer(container, job.run_folder, heartbeat, self.foreign)
+            running = RunningContainer(
+                container,
+                job.run_folder,
+                heartbeat,
+                reads_out_test=reads_out_test,
+                writes_log=not self.foreign and job.command is None,
+            )
             container.start()
         except BaseException as error:
             _remove(self._client, str(container.id))
@@ -180,19 +187,24 @@ class RunningContainer:
     """
 
     def __init__(
-        self, container: Container, run_folder: Path, heartbeat: Heartbeat, foreign: bool
+        self,
+        container: Container,
+        run_folder: Path,
+        heartbeat: Heartbeat,
+        *,
+        reads_out_test: bool,
+        writes_log: bool,
     ) -> None:
         self.container = container
         self._heartbeat = heartbeat
         self._exit_code: int | None = None
-        self._events: EventReader | OutTestReader
-        if foreign:
+        self._events: EventReader | OutTestReader = EventReader(run_folder / METRICS_FILE)
+        if reads_out_test:
             self._events = OutTestReader(run_folder / OUT_TEST_FILE)
-            said, file = container.attach(stdout=True, stderr=True, stream=True), LOG_FILE
-        else:
-            # Our trainer writes its log itself.
-            self._events = EventReader(run_folder / METRICS_FILE)
+        if writes_log:  # our trainer, by itself
             said, file = container.attach(stdout=False, stderr=True, stream=True), STDERR_FILE
+        else:
+            said, file = container.attach(stdout=True, stderr=True, stream=True), LOG_FILE
         out = open_to_append(run_folder / file)
         self._collector = threading.Thread(target=_collect, args=(said, out), daemon=True)
         self._collector.start()

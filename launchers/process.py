@@ -9,9 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from launchers import Job, owner
 from launchers.image import PROGRAM_FOLDER
@@ -21,13 +21,15 @@ from launchers.run_folder import (
     Heartbeat,
     device_inside,
     gpu_name,
+    is_ours,
     open_to_append,
     stop_or_kill,
+    supervised,
     thread_limits,
     trainer_options,
     wait_until_ended,
 )
-from trainer.events import METRICS_FILE, EventReader
+from trainer.events import LOG_FILE, METRICS_FILE, EventReader
 
 PROCESS_FILE = "process.json"
 """In the run folder while the child runs: {host, pid, start_time, driver: the same of it}."""
@@ -58,16 +60,20 @@ class ProcessLauncher:
     def launch(self, job: Job) -> RunningProcess:
         """Starts the trial. `memory_bytes` is not enforced: CUDA needs address space freely."""
         environment = child_environment(job, self._program, os.environ)
-        options = trainer_options(device_inside(job.device), job.threads)
-        with open_to_append(job.run_folder / STDERR_FILE) as stderr, _on_cores(job.cores):
+        with ExitStack() as stack:
+            stderr = stack.enter_context(open_to_append(job.run_folder / STDERR_FILE))
+            stdout: BinaryIO | int = subprocess.DEVNULL  # the trainer writes its log itself
+            if job.command is not None:
+                stdout = stack.enter_context(open_to_append(job.run_folder / LOG_FILE))
+            stack.enter_context(_on_cores(job.cores))
             heartbeat = Heartbeat(job.run_folder)
             try:
                 child = subprocess.Popen(
-                    [*self._prefix, *options, "--parent-pid", str(os.getpid())],
+                    self._arguments(job),
                     cwd=job.run_folder,
                     env=environment,
                     stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
+                    stdout=stdout,
                     stderr=stderr,
                     # Its own session: a Ctrl-C in the terminal reaches only the driver.
                     start_new_session=True,
@@ -77,6 +83,16 @@ class ProcessLauncher:
                 raise
         _write_process_file(job.run_folder, child.pid)
         return RunningProcess(job.run_folder, child, heartbeat)
+
+    def _arguments(self, job: Job) -> list[str]:
+        driver = str(os.getpid())
+        if job.command is None:
+            options = trainer_options(device_inside(job.device), job.threads)
+            return [*self._prefix, *options, "--parent-pid", driver]
+        command = list(job.command)
+        if is_ours(command):
+            command[:1] = [sys.executable, "-P"]
+        return supervised(command, sys.executable, PROGRAM_FOLDER, driver)
 
     def reap(self, study_folder: Path) -> int:
         """Kills trials of the study that a dead driver of this host left; how many there were.
@@ -125,6 +141,7 @@ class RunningProcess:
         """None while it runs; its exit code; 128 + N where signal N ended it."""
         if self._child.returncode is None and self._child.poll() is not None:
             self._heartbeat.end()
+            _kill_group(self.pid)  # what it left running
             with suppress(OSError):
                 self._process_file.unlink()
         code = self._child.returncode
@@ -151,12 +168,13 @@ class RunningProcess:
 
 def child_environment(job: Job, program: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` with what the trial needs: modules, threads, no network, and its GPU alone."""
-    paths = [str(program), environment.get("PYTHONPATH", "")]
+    ours = job.command is None or is_ours(job.command)
+    paths = [str(program) if ours else "", environment.get("PYTHONPATH", "")]
     return {
         # GPUs in the order of nvidia-smi and of Docker, not the fastest first.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         **environment,
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        **({"PYTHONPATH": os.pathsep.join(filter(None, paths))} if any(paths) else {}),
         **thread_limits(job.threads),
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": gpu_name(job.device, environment) or "",

@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +24,22 @@ def trainer_options(device: str, threads: int) -> list[str]:
     """What follows `python -m trainer`; `device` as the trial sees it."""
     run = ["--config=config.json", "--run-folder", "."]
     return [*run, "--device", device, "--threads", str(threads)]
+
+
+def is_ours(command: Sequence[str]) -> bool:
+    """Whether a command runs a module of this program's trainer."""
+    module = command[2] if tuple(command[:2]) == ("python", "-m") and len(command) > 2 else ""
+    return module.split(".")[0] == "trainer"
+
+
+def supervised(command: Sequence[str], python: str, program: Path, watched: str) -> list[str]:
+    """A command that does not watch its driver, run by what does; see trainer/supervise.py.
+
+    `program` is where trainer/ lies, `python` any interpreter there, `watched` what tells that the
+    driver is gone.
+    """
+    supervisor = str(program / "trainer" / "supervise.py")
+    return [python, "-I", "-S", supervisor, watched, "--", *command]
 
 
 def thread_limits(threads: int) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 from study import settings as check
 from study.lock import LOCK_FILE
 from study.settings import Settings
+from study.trial_command import parse_trial_command
 from trainer.data.labels import read_labels
 from trainer.errors import InputError
 
@@ -121,6 +122,9 @@ def settings_from(options: Given, here: Path) -> Settings:
         timeout_seconds=check.seconds("timeout", o["timeout"]) if o["timeout"] else None,
         keep_checkpoints=o["keep_checkpoints"],
         storage=o["storage"],
+        trial_command=parse_trial_command(o["trial_command"], here)
+        if o["trial_command"] is not None
+        else None,
     )
 
 

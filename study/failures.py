@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from trainer.errors import CAUSES, InputError, OutOfMemory, Stopped
 from trainer.events import LOG_FILE, RESULT_FILE
 
 LAST_LINES = 15
+MOST_CHARACTERS = 200
 
 
 def reason_of(run_folder: Path, exit_code: int) -> str:
@@ -18,13 +20,35 @@ def reason_of(run_folder: Path, exit_code: int) -> str:
         result = json.loads((run_folder / RESULT_FILE).read_text(encoding="utf-8"))
         if result["exit_code"] == exit_code:
             return str(result["reason"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError):
         pass
     if exit_code == 128 + signal.SIGKILL:
         return "killed (signal 9): most often the kernel, because no memory was left"
     if exit_code > 128:
         return f"ended by signal {exit_code - 128}"
     return CAUSES.get(exit_code, f"exit code {exit_code}")
+
+
+def reason_of_command(run_folder: Path, exit_code: int) -> str:
+    """Why a command of the user ended with an exit code: the last line that it said, behind what
+    the code means."""
+    meaning = f"the command ended with exit code {exit_code}"
+    if exit_code > 128:
+        meaning = reason_of(run_folder, exit_code)
+    elif exit_code > 1 and exit_code in CAUSES:
+        meaning = f"{CAUSES[exit_code]}, says exit code {exit_code} of the command"
+    told = last_line(run_folder)
+    return f"{meaning}: {told}" if told else meaning
+
+
+def last_line(run_folder: Path) -> str:
+    """The last line that a run said, errors before anything else; empty where it said nothing."""
+    for name in ("stderr.txt", LOG_FILE):
+        with suppress(OSError):
+            text = (run_folder / name).read_text(encoding="utf-8", errors="replace")
+            if lines := [line.strip() for line in text.splitlines() if line.strip()]:
+                return lines[-1][:MOST_CHARACTERS]
+    return ""
 
 
 def cause_of(exit_code: int, reason: str) -> str:

@@ -11,20 +11,22 @@ from pathlib import Path
 
 from study.settings import PROGRAM_FOLDER, Settings
 from trainer.errors import InputError
+from trainer.networks.description import read_network
 
 BYTES = 4
 UNKNOWN_PARAMETERS = 35_000_000
-"""Assumed where the network cannot be built on this side (no torch here)."""
+"""Assumed where the network is not built on this side."""
 
 MARGIN_BYTES = 200 * 1024**2
 
 
 def describe(layers: Path) -> dict[str, int] | None:
-    """What `python -m trainer --describe` says of a network; None where there is no torch here.
+    """What `python -m trainer --describe` says of a network; None where there is no torch here, and
+    for code of the user, which only a trial runs.
 
     Raises InputError where the network cannot be built.
     """
-    if importlib.util.find_spec("torch") is None:
+    if importlib.util.find_spec("torch") is None or read_network(layers).kind == "module":
         return None
     told = subprocess.run(
         [sys.executable, "-m", "trainer", "--describe", str(layers)],

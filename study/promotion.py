@@ -9,7 +9,15 @@ from typing import Any
 from launchers.choice import Place
 from launchers.image import source_hash
 from study.dataset import Dataset
-from study.records import MODEL_FILE, SPLIT_FILE, Records, TrialRecord, checkpoint_of, run_name
+from study.records import (
+    LAYERS_FILE,
+    MODEL_FILE,
+    SPLIT_FILE,
+    Records,
+    TrialRecord,
+    checkpoint_of,
+    run_name,
+)
 from study.settings import Settings
 from study.space import render_test, test_folders
 from study.start_weights import StartWeights
@@ -52,14 +60,19 @@ class Promotion:
         checkpoint = checkpoint_of(run_folder, best.epoch_max_acc)
         if checkpoint is None:
             return
-        foreign = self.place.foreign
-        self.records.promote(
-            checkpoint,
-            self._origin(best, scores),
-            lambda model: self._config(best, model),
-            None if foreign else self.folder / SPLIT_FILE,
-            run_folder / "layers.json" if foreign else None,
-        )
+        own = self.settings.trial_command is not None
+        model = MODEL_FILE
+        if own:  # what is in it, only the command knows
+            model = str(Path(MODEL_FILE).with_suffix(checkpoint.suffix))
+        files = {model: checkpoint}
+        if self.place.foreign:  # its checkpoint does not describe the network
+            files[LAYERS_FILE] = run_folder / LAYERS_FILE
+        else:
+            files[SPLIT_FILE] = self.folder / SPLIT_FILE
+        if self.start.module:
+            files[self.start.module.name] = run_folder / self.start.module.name
+        config = None if own else lambda folder: self._config(best, folder)
+        self.records.promote(model, files, self._origin(best, scores), config)
 
     def _origin(self, best: TrialRecord, scores: dict[str, Any] | None) -> dict[str, Any]:
         """Where the model comes from: best_model.json."""
@@ -69,6 +82,7 @@ class Promotion:
             **best.as_dict(self.settings.study_name, self.settings.metric),
             "test": told or None,
             "network": self.start.layers,
+            "command": list(own.words) if (own := self.settings.trial_command) else None,
             "options": self.settings.options(),
             "data_checksum": self.dataset.fingerprint,
             "launcher": self.place.launcher.name,

@@ -23,6 +23,7 @@ MODEL_FILE = "best_model_file.pt"
 ORIGIN_FILE = "best_model.json"
 CONFIG_FILE = "config_test.json"
 SPLIT_FILE = "split.json"
+LAYERS_FILE = "layers.json"
 
 
 @dataclass
@@ -115,49 +116,44 @@ class Records:
     # ---- best_model/ ----
     def promote(
         self,
-        checkpoint: Path,
+        model: str,
+        files: dict[str, Path],
         origin: dict[str, Any],
-        config_for: Callable[[str], dict[str, Any]],
-        split: Path | None,
-        layers: Path | None,
+        config_for: Callable[[str], dict[str, Any]] | None,
     ) -> None:
-        """Makes `checkpoint` the study's best model, here and in ./best_model.
+        """Makes `files` (name: source) the study's best model, here and in ./best_model.
 
-        `config_for(folder)` renders config_test.json with the model in `folder`, a path relative to
-        where the program was started. `layers` is kept beside a checkpoint that does not describe
-        its network (of a foreign image).
+        `model` names the checkpoint among them. `config_for(folder)` renders config_test.json with
+        the model in `folder`, a path relative to where the program was started; None: there is
+        none.
         """
         kept = self.folder / BEST_FOLDER
-        content = {**origin, "sha256": sha256(checkpoint)}
-        self._fill(kept, checkpoint, content, config_for, split, layers)
+        content = {**origin, "sha256": sha256(files[model]), "files": sorted(files)}
+        self._fill(kept, files, content, config_for)
         here = self._here / BEST_FOLDER
         if not self._is_model_of_a_study(here):
             self._say(f"{here.name}/ was not made here; it is now {_move_aside(here).name}/")
-        self._fill(here, checkpoint, content, config_for, split, layers)
+        self._fill(here, files, content, config_for)
 
     def _fill(
         self,
         folder: Path,
-        checkpoint: Path,
+        files: dict[str, Path],
         origin: dict[str, Any],
-        config_for: Callable[[str], dict[str, Any]],
-        split: Path | None,
-        layers: Path | None,
+        config_for: Callable[[str], dict[str, Any]] | None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for source, name in (
-            (checkpoint, MODEL_FILE),
-            (split, SPLIT_FILE),
-            (layers, "layers.json"),
-        ):
-            if source is None:  # of the study before
-                (folder / name).unlink(missing_ok=True)
-            else:
-                beside = folder / f".{name}.{os.getpid()}"
-                shutil.copyfile(source, beside)
-                os.replace(beside, folder / name)
+        for name in _files_of(folder) - files.keys():  # of the model before
+            (folder / name).unlink(missing_ok=True)
+        for name, source in files.items():
+            beside = folder / f".{name}.{os.getpid()}"
+            shutil.copyfile(source, beside)
+            os.replace(beside, folder / name)
         write_json(folder / ORIGIN_FILE, origin)
-        write_json(folder / CONFIG_FILE, config_for(os.path.relpath(folder, self._here)))
+        if config_for:
+            write_json(folder / CONFIG_FILE, config_for(os.path.relpath(folder, self._here)))
+        else:
+            (folder / CONFIG_FILE).unlink(missing_ok=True)
 
     def promoted(self) -> tuple[int, bool] | None:
         """The trial whose model is the study's, and whether it has its scores on test."""
@@ -187,8 +183,18 @@ class Records:
         for record in records:
             best_epoch = f"model_checkpoint_{record.epoch_max_acc}.pt"
             for file in checkpoints(self.folder / run_name(record.trial)):
-                if record.trial not in kept or file.name not in ("best.pt", best_epoch):
+                best_file = file.name.startswith("best.") or file.name == best_epoch
+                if record.trial not in kept or not best_file:
                     file.unlink(missing_ok=True)
+
+
+def _files_of(model: Path) -> set[str]:
+    """What a promotion put into a model's folder, by its own word."""
+    try:
+        told = json.loads((model / ORIGIN_FILE).read_text(encoding="utf-8"))["files"]
+        return {name for name in told if Path(name).name == name}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {SPLIT_FILE, LAYERS_FILE}
 
 
 def run_name(trial: int) -> str:
@@ -205,10 +211,17 @@ def checkpoints(run_folder: Path) -> list[Path]:
     folder = run_folder / "checkpoints"
     if folder.is_symlink() or not folder.is_dir():
         return []
-    return [p for p in sorted(folder.glob("*.pt")) if p.is_file() and not p.is_symlink()]
+    found = {*folder.glob("*.pt"), *folder.glob("best.*")}
+    return [p for p in sorted(found) if p.is_file() and not p.is_symlink()]
 
 
 def checkpoint_of(run_folder: Path, epoch: int) -> Path | None:
-    """The best checkpoint that a trial left: ours, or a foreign image's of its best epoch."""
+    """The best checkpoint that a trial left: ours, a foreign image's of its best epoch, or the one
+    file best.* of a script of the user."""
     by_name = {path.name: path for path in checkpoints(run_folder)}
-    return by_name.get("best.pt") or by_name.get(f"model_checkpoint_{epoch}.pt")
+    own = [path for name, path in by_name.items() if name.startswith("best.")]
+    return (
+        by_name.get("best.pt")
+        or by_name.get(f"model_checkpoint_{epoch}.pt")
+        or (own[0] if len(own) == 1 else None)
+    )

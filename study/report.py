@@ -17,7 +17,7 @@ from launchers.mounts import mounts
 from study import paste, statistics
 from study.dataset import Dataset, score_of_nothing
 from study.plan import megabytes
-from study.records import TrialRecord
+from study.records import MODEL_FILE, TrialRecord, checkpoint_of, run_name
 from study.settings import Settings
 from study.slots import Slot, gpus
 from study.space import first_point
@@ -125,6 +125,7 @@ def print_settings(
         else ("THE TEST IMAGES (--select-on test, the published protocol): the score is optimistic")
     )
     size = f", {network_size['parameters'] / 1e6:.1f} M parameters" if network_size else ""
+    size = ", your own code; its size is known when a trial runs" if start.module else size
     big = ""
     if not s.gpu and s.layers.name == "unet_small.json":
         big = "; the big one: --layers ./layers/resunet.json --image-size 256"
@@ -136,7 +137,9 @@ def print_settings(
         ("Learning rate", f"{s.lr_min:g} to {s.lr_max:g}, log-uniform"),
         ("Learning rate schedule", schedule),
         ("Trial 0", f"{settings_of(first_point(s))}: what the search has to beat"),
-        ("Network", f"{s.layers}{size}{big}"),
+        ("Command", str(s.trial_command))
+        if s.trial_command
+        else ("Network", f"{s.layers}{size}{big}"),
         ("Weights", start.label),
         (
             "Image size, batch size",
@@ -255,18 +258,7 @@ def print_end(
     console: Console,
 ) -> None:
     """The best trial, its scores, what to doubt about them, and the command to use the model."""
-    counts = {
-        state: sum(r.state == state for r in records) for state in ("COMPLETE", "PRUNED", "FAIL")
-    }
-    rows = [
-        ("Trials", ", ".join(f"{n} {state.lower()}" for state, n in counts.items())),
-        (
-            "Best trial",
-            f"{best.trial}: {best.optimizer}, {best.loss}, rate {best.lr:.3e}, "
-            f"epoch {best.epoch_max_acc} of {settings.num_epochs}",
-        ),
-        ("Weights", best.weights),
-    ]
+    rows = _trial_rows(settings, best, records)
     on_validation, on_test = _scores(validation), _scores(test)
     if settings.select_on == "validation" and on_validation:
         rows += _score_rows("Validation", on_validation, split.masks.names)
@@ -280,6 +272,47 @@ def print_end(
     _grid([(name, value) for name, value in rows], console)
     for line in _next_steps(settings, launcher):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_end_of_command(
+    settings: Settings,
+    folder: Path,
+    best: TrialRecord,
+    records: list[TrialRecord],
+    console: Console,
+) -> None:
+    """The best trial of a study of the user's own command, by what the command told."""
+    model = checkpoint_of(folder / run_name(best.trial), best.epoch_max_acc)
+    kept = "none: the command left no checkpoints/best.*"
+    if model:
+        name = Path(MODEL_FILE).with_suffix(model.suffix)
+        kept = f"best_model/{name}; how to use it, only your command knows"
+    rows = [
+        *_trial_rows(settings, best, records),
+        (f"Its {settings.metric}", f"{best.value:.3f}, as the command told it"),
+        ("Test images", "not evaluated: only your command knows how"),
+        ("Model", kept),
+    ]
+    _grid(rows, console)
+    line = "Every trial: list_acc.json."
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _trial_rows(
+    settings: Settings, best: TrialRecord, records: list[TrialRecord]
+) -> list[tuple[str, str]]:
+    counts = {
+        state: sum(r.state == state for r in records) for state in ("COMPLETE", "PRUNED", "FAIL")
+    }
+    return [
+        ("Trials", ", ".join(f"{n} {state.lower()}" for state, n in counts.items())),
+        (
+            "Best trial",
+            f"{best.trial}: {best.optimizer}, {best.loss}, rate {best.lr:.3e}, "
+            f"epoch {best.epoch_max_acc} of {settings.num_epochs}",
+        ),
+        ("Weights", best.weights),
+    ]
 
 
 def _places_outside(data: Path) -> list[Path]:

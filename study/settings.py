@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from study.trial_command import TrialCommand
 from trainer.config import (
     LOSSES,
     LOSSES_OF_CLASSES,
@@ -80,6 +81,7 @@ class Settings:
     timeout_seconds: float | None
     keep_checkpoints: int
     storage: str
+    trial_command: TrialCommand | None = None
 
     def options(self) -> dict[str, Any]:
         """Every option of the command line with its value, by name; a resume begins from them."""
@@ -111,6 +113,7 @@ class Settings:
             "threads": self.threads,
             "timeout": f"{self.timeout_seconds:g}s" if self.timeout_seconds else None,
             "keep-checkpoints": self.keep_checkpoints,
+            "trial-command": str(self.trial_command) if self.trial_command else None,
         }
 
     def fixed(self) -> dict[str, Any]:

@@ -6,15 +6,16 @@ import hashlib
 import json
 import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from study import paste
 from study.dataset import Dataset
 from study.settings import Settings
+from trainer.config import read_json
 from trainer.errors import InputError
-from trainer.networks.description import read_network
+from trainer.networks.description import module_file, read_network
 from trainer.networks.weights import find_weights, sha256, stored_path
 
 
@@ -23,7 +24,8 @@ class StartWeights:
     """`decided` is what --weights comes to (none, imagenet, a file), `label` the same in words.
 
     `layers` is the network file of each trial, `load` what checkpoints.load says. `copy` is
-    (from, to): the file that trials read, put into the study's folder.
+    (from, to): the file that trials read, put into the study's folder. `module_source` is the
+    Python file that the network file names.
     """
 
     decided: str
@@ -31,6 +33,13 @@ class StartWeights:
     layers: dict[str, Any]
     load: str | None = None
     copy: tuple[Path, Path] | None = None
+    module_source: Path | None = None
+    study_folder: Path = Path()
+
+    @property
+    def module(self) -> Path | None:
+        """The study's own copy of the Python file, which each trial gets a copy of."""
+        return self.study_folder / self.module_source.name if self.module_source else None
 
     @property
     def files(self) -> list[Path]:
@@ -41,6 +50,8 @@ class StartWeights:
     def network_checksum(self) -> str:
         """Of the network file's content, weights apart."""
         content = json.dumps({**self.layers, "weights": None}, sort_keys=True)
+        if self.module_source:
+            content += sha256(self.module_source)
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
@@ -49,15 +60,22 @@ class StartWeights:
         return sha256(self.copy[0]) if self.copy else "random"
 
     def put_in_place(self) -> None:
-        """Copies the file if it is not there yet."""
-        if self.copy and not self.copy[1].exists():
-            shutil.copyfile(*self.copy)
+        """Copies the files that are not there yet."""
+        copies = [self.copy] if self.copy else []
+        if self.module_source and self.module:
+            copies.append((self.module_source, self.module))
+        for source, target in copies:
+            if not target.exists():
+                shutil.copyfile(source, target)
 
 
 def layers_for(settings: Settings, dataset: Dataset) -> dict[str, Any]:
     """The network file's content, with channels, classes and activation by the data where it leaves
     them out; raises InputError where its classes are not those of the masks."""
-    content: dict[str, Any] = json.loads(settings.layers.read_text(encoding="utf-8"))
+    content = read_json(settings.layers, "layers file")
+    if not isinstance(content, dict):
+        found = "this is not a network file"
+        raise InputError(str(settings.layers), found, 'like {"network": "unet"}')
     outputs = dataset.masks.outputs
     if (told := content.get("classes")) not in (None, outputs):
         found = f"classes is {told}, the masks have {', '.join(dataset.masks.names)}"
@@ -74,15 +92,32 @@ def find_start_weights(settings: Settings, dataset: Dataset, study_folder: Path)
 
     `auto`: an encoder's ImageNet weights where they were fetched before, else random ones.
     """
-    network = read_network(settings.layers)
+    start = _find(settings, dataset, study_folder)
+    module = module_file(start.layers, settings.layers)
+    if module is None or settings.trial_command:
+        return start
+    named = f"{module.name}:{start.layers['module'].rpartition(':')[2]}"
+    return replace(
+        start,
+        layers={**start.layers, "module": named},
+        module_source=module,
+        study_folder=study_folder,
+    )
+
+
+def _find(settings: Settings, dataset: Dataset, study_folder: Path) -> StartWeights:
     layers = layers_for(settings, dataset)
     shown = str(settings.layers)
+    if settings.trial_command and settings.weights in ("auto", "imagenet", "none"):
+        return StartWeights("none", "the command's own", layers)
+    network = None if settings.trial_command else read_network(settings.layers)
     if settings.weights not in ("auto", "imagenet", "none"):
         source = Path(settings.weights)
         target = study_folder / f"start{source.suffix}"
         label = f"{source} (sha256 {sha256(source)[:12]})"
         content = {**layers, "weights": None}
         return StartWeights(str(source), label, content, str(target), (source, target))
+    assert network
     wanted = network.weights
     if settings.weights == "imagenet":
         wanted = "imagenet"

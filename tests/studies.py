@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from launchers import Job
 from launchers.choice import Place
 from launchers.fake import FakeLauncher
+from launchers.image import source_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--num-epochs", "2", "--image-size", "16", "--batch-size", "4", "--launcher", "process")
@@ -72,6 +74,25 @@ def make_class_folders(folder: Path) -> Path:
         Image.fromarray(mask).convert("RGBA").save(folder / kind / f"{name}_mask.png")
     shutil.rmtree(folder / "flat")
     return folder
+
+
+def our_image() -> str:
+    """The container image ($IMAGE, else rml-trainer); skips where it is not of this code."""
+    name = os.environ.get("IMAGE", "rml-trainer")
+    why = ""
+    if subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
+        why = "no Docker engine answers"
+    else:
+        label = '{{index .Config.Labels "org.rml-optimization.source"}}'
+        inspect = ["docker", "image", "inspect", "-f", label, name]
+        told = subprocess.run(inspect, capture_output=True, text=True)
+        if told.stdout.strip() != source_hash():
+            why = f"the image {name} is not of this code: make image"
+    if why and os.environ.get("RML_REQUIRE_DOCKER"):
+        pytest.fail(why)
+    if why:
+        pytest.skip(why)
+    return name
 
 
 def driver(

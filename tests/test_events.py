@@ -42,8 +42,8 @@ def test_half_a_line_waits_for_its_end(tmp_path: Path) -> None:
     assert reader.new() == [{"event": "start"}]
     assert reader.new() == []
     with path.open("ab") as file:
-        file.write(b'och"}\n')
-    assert reader.new() == [{"event": "epoch"}]
+        file.write(b'och", "epoch": 1}\n')
+    assert reader.new() == [{"event": "epoch", "epoch": 1}]
 
 
 def test_events_are_added_to_a_file_that_is_there(tmp_path: Path) -> None:

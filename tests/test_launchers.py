@@ -607,7 +607,7 @@ def test_what_a_container_says_goes_into_a_plain_file_only(tmp_path: Path) -> No
     container: Any = SimpleNamespace(attach=lambda **_: iter([b"all yours"]))
     heartbeat: Any = None
     with pytest.raises(InputError, match="not a plain file"):
-        RunningContainer(container, tmp_path, heartbeat, foreign=False)
+        RunningContainer(container, tmp_path, heartbeat, reads_out_test=False, writes_log=True)
     assert victim.read_text() == "mine"
 
 

@@ -13,6 +13,8 @@ from trainer.errors import InputError
 from trainer.networks.build import SegmentationNetwork, build, parameter_counts
 from trainer.networks.description import (
     ENCODERS,
+    MONAI_NETWORKS,
+    SMP_NETWORKS,
     Network,
     check_size,
     parse_network,
@@ -122,7 +124,14 @@ def test_every_parameter_gets_a_gradient() -> None:
     ("content", "expected"),
     [
         ({"network": "unett"}, "unknown network 'unett'; did you mean 'unet'?"),
-        ({"network": "smp.Unte", "encoder": "x"}, "did you mean 'smp.Unet'?"),
+        ({"network": "smp/Unet", "encoder": "x"}, "did you mean 'smp.Unet'?"),
+        ({"network": "unet", "encoder": "resnet18"}, "unet takes no 'encoder'; accepted: with smp"),
+        ({"network": "unet", "arguments": {"width": 1}}, "unet takes no 'arguments'"),
+        ({"network": "monai.UNet", "module": "a.py:B"}, "monai.UNet takes no 'module'"),
+        ({"network": "module"}, "module: found None; accepted: like my_net.py:Net"),
+        ({"module": "my_net.py"}, "like my_net.py:Net"),
+        ({"module": "my_net.pickle:Net"}, "like my_net.py:Net"),
+        ({"network": "unet", "divisor": -1}, "divisor: Input should be greater than or equal to 0"),
         ({"network": "smp.Unet"}, "smp.Unet needs an 'encoder'"),
         ({"network": "unet", "widht": 8}, "unknown key 'widht'; did you mean 'width'?"),
         ({"network": "unet", "activation": "softmax"}, "classes 1 with activation softmax"),
@@ -130,7 +139,7 @@ def test_every_parameter_gets_a_gradient() -> None:
             {"network": "unet", "classes": 3, "activation": "sigmoid"},
             "classes 3 with activation sigmoid",
         ),
-        ({"network": "unet", "in_channels": 2}, "in_channels: Input should be 1 or 3, found 2"),
+        ({"network": "unet", "in_channels": 0}, "in_channels: Input should be"),
         ({"network": "unet", "depth": 9}, "depth: Input should be less than or equal to 8"),
         ({"width": 8}, "the key 'network' is missing"),
         ({"network": "unet", "activation": "sigmoid", "mean": [0.5]}, "1 numbers for 3 channels"),
@@ -249,6 +258,80 @@ def test_damaged_weights_are_refused(
         find_weights(description, "l.json")
     assert "checksum" in str(caught.value)
     assert "python -m trainer.prepare weights l.json" in str(caught.value)
+
+
+def test_a_misspelt_network_of_smp_names_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"unknown network 'smp.Unte'; did you mean 'smp.Unet'"):
+        build(parse_network({**RESNET18, "network": "smp.Unte"}, "l.json"))
+
+
+def test_the_networks_in_hints_are_there() -> None:
+    smp = import_smp()
+    assert [name for name in SMP_NETWORKS if not hasattr(smp, name)] == []
+    import monai.networks.nets as nets
+
+    assert [name for name in MONAI_NETWORKS if not hasattr(nets, name)] == []
+
+
+@pytest.mark.parametrize("name", [name for name in SMP_NETWORKS if name != "DPT"])
+def test_every_network_of_smp(name: str) -> None:
+    keys = {**RESNET18, "network": f"smp.{name}", "in_channels": 1, "classes": 3}
+    module = build(parse_network({**keys, "activation": "softmax"}, "l.json"))
+    module.check((128, 160))
+    assert module.training
+
+
+def test_arguments_reach_smp_and_its_size_is_checked() -> None:
+    dpt = {"network": "smp.DPT", "encoder": "tu-vit_tiny_patch16_224", "divisor": 16}
+    with pytest.raises(InputError, match=r"smp.DPT tu-vit_tiny_patch16_224: cannot take 64x64"):
+        build(parse_network(dpt, "l.json")).check((64, 64))
+    free = build(parse_network({**dpt, "arguments": {"dynamic_img_size": True}}, "l.json"))
+    free.check((64, 64))
+    with pytest.raises(InputError, match=r"no 'encoder_depht'; did you mean 'encoder_depth'"):
+        build(parse_network({**RESNET18, "arguments": {"encoder_depht": 3}}, "l.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("SegResNet", {"init_filters": 8}),
+        ("UNet", {"channels": [4, 8], "strides": [2]}),
+        ("BasicUNetPlusPlus", {"features": [8, 8, 8, 8, 8, 8]}),
+        (
+            "DynUNet",
+            {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2]},
+        ),
+        ("Quicknat", {}),
+    ],
+)
+def test_networks_of_monai(name: str, arguments: dict[str, Any]) -> None:
+    keys = {"network": f"monai.{name}", "arguments": arguments, "in_channels": 1, "classes": 2}
+    module = build(parse_network(keys, "l.json"))
+    module.check((32, 64))
+    assert module(torch.rand(2, 1, 32, 64)).shape == (2, 2, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            {"network": "monai.SegResnet2"},
+            "MONAI has no network 'SegResnet2'; did you mean 'SegRes",
+        ),
+        ({"network": "monai.UNet"}, "monai.UNet needs channels, strides"),
+        ({"network": "monai.UNETR"}, "monai.UNETR needs img_size"),
+        (
+            {"network": "monai.SegResNet", "arguments": {"init_filter": 8}},
+            "takes no 'init_filter'; did you mean 'init_filters'?",
+        ),
+        ({"network": "monai.VNet", "arguments": {"act": "nosuch"}}, "monai.VNet cannot be built"),
+        ({"network": "monai.DenseNet121"}, r"its output is \(1, 1\) for an input \(1, 3, 32, 32\)"),
+        ({"network": "monai.SegResNet", "arguments": {"spatial_dims": 3}}, "cannot take 32x32 pix"),
+    ],
+)
+def test_what_does_not_fit_monai_is_told(keys: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        build(parse_network(keys, "l.json")).check((32, 32))
 
 
 def test_a_misspelt_encoder_names_the_nearest() -> None:

@@ -21,7 +21,6 @@ import optuna
 import pytest
 
 from launchers import owner
-from launchers.image import source_hash
 from tests import studies
 
 pytestmark = pytest.mark.slow
@@ -214,20 +213,7 @@ def test_full_disk_fails_the_trial_and_loses_nothing(
 
 @pytest.fixture(scope="module")
 def image() -> str:
-    """The container image, if it was built from this code."""
-    if subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
-        if os.environ.get("RML_REQUIRE_DOCKER"):
-            pytest.fail("no Docker engine answers")
-        pytest.skip("no Docker engine answers")
-    label = '{{index .Config.Labels "org.rml-optimization.source"}}'
-    told = subprocess.run(
-        ["docker", "image", "inspect", "-f", label, "rml-trainer"], capture_output=True, text=True
-    )
-    if told.stdout.strip() != source_hash():
-        if os.environ.get("RML_REQUIRE_DOCKER"):
-            pytest.fail("the image rml-trainer is not of this code: make image")
-        pytest.skip("the image rml-trainer is not of this code: make image")
-    return "rml-trainer"
+    return studies.our_image()
 
 
 def containers() -> list[str]:

@@ -878,8 +878,8 @@ def test_no_index_is_moved_in_a_batch(
     monkeypatch.setattr(ImageSet, "batch", batch)
     ended = train(configuration())
     assert ended.code == 0, ended.err
-    training, statistics, evaluation = 3, 2, 3  # batches
-    assert asked == [there] * (training + statistics + evaluation)
+    facts, training, statistics, evaluation = 7, 3, 2, 3  # batches; facts: one an image
+    assert asked == [there] * (facts + training + statistics + evaluation)
 
 
 def test_the_hub_is_never_asked(train: Train, configuration: Build) -> None:

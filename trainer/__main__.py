@@ -108,11 +108,13 @@ def describe(path: str) -> int:
 
     try:
         network = read_network(path)
-        from trainer.networks.build import build, parameter_counts
+        parameters = trainable = None  # the code of a network is run by a trial alone
+        if network.kind != "module":
+            from trainer.networks.build import build, parameter_counts
 
-        parameters, trainable = parameter_counts(
-            build(network.model_copy(update={"weights": None}))
-        )
+            parameters, trainable = parameter_counts(
+                build(network.model_copy(update={"weights": None}))
+            )
     except RmlError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
@@ -148,6 +150,9 @@ def translated(error: BaseException) -> RmlError | None:
         return InputError("data.batch_size", found, fix=fix)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(f"no space left on the disk: {error.filename or 'while writing'}")
+    if own := sys.modules.get("trainer.networks.own"):  # imported with torch, if at all
+        fault: RmlError | None = own.fault_of(error)
+        return fault
     return None
 
 

@@ -29,6 +29,7 @@ from trainer.config import Config
 from trainer.console import Console
 from trainer.errors import InputError
 from trainer.events import EventLog
+from trainer.networks.description import parse_network
 
 if TYPE_CHECKING:
     from trainer.networks.build import SegmentationNetwork
@@ -63,6 +64,12 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     buffer = io.BytesIO()  # torch.save to a file hides the reason of a failed write
     torch.save({"format": FORMAT, **content}, buffer)
     write_atomically(path, buffer.getbuffer())
+
+
+def put_beside(folder: Path, code: Path) -> None:
+    """A copy of a network's Python file beside its checkpoints, which need it."""
+    if code.absolute() != (folder / code.name).absolute():
+        write_atomically(folder / code.name, code.read_bytes())
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -166,7 +173,8 @@ def read_last(folder: Path | None, network: Network) -> dict[str, Any] | None:
     where, content = str(folder / LAST), load_checkpoint(folder / LAST)
     if "training" not in content:
         raise InputError(where, "has no state of a training", "a last.pt of this program")
-    if content["network"] != network.model_copy(update={"weights": None}).model_dump():
+    of_last = parse_network(content["network"], where)
+    if of_last != network.model_copy(update={"weights": None}):
         found = "is of another network than `layers`"
         raise InputError(where, found, "the configuration of the run that stopped")
     return content

@@ -28,6 +28,12 @@ SCHEMA_VERSION = 1
 """Of `start` events and of result.json; another number means that keys changed their meaning."""
 
 
+UNREADABLE = "unreadable"
+NUMBERS = ("loss", "evaluation_loss", "accuracy", "foreground_dice", "iou", "seconds")
+MOST_EPOCHS = 10**9
+SHOWN_CHARACTERS = 80
+
+
 def plain(value: Any) -> Any:
     """`value` with every NaN and infinity replaced by None, which JSON can hold."""
     if isinstance(value, float):
@@ -85,6 +91,33 @@ class LineReader:
         return complete.decode("utf-8", errors="replace").splitlines()
 
 
+def read_event(line: str) -> dict[str, Any]:
+    """The event of one line; {event: UNREADABLE, line, why} for what is none.
+
+    A script of the user may write anything. Numbers that are not finite become None.
+    """
+
+    def unreadable(why: str) -> dict[str, Any]:
+        return {"event": UNREADABLE, "line": ascii(line[:SHOWN_CHARACTERS]), "why": why}
+
+    try:
+        event = plain(json.loads(line))
+    except (ValueError, RecursionError):
+        return unreadable("not JSON")
+    if not isinstance(event, dict):
+        return unreadable("not an object")
+    if event.get("event") != "epoch":
+        return event
+    epoch = event.get("epoch")
+    if type(epoch) is not int or not 1 <= epoch <= MOST_EPOCHS:
+        return unreadable("no epoch number")
+    for key in NUMBERS:
+        value = event.get(key)
+        if value is not None and (type(value) not in (int, float) or abs(value) > 1e15):
+            return unreadable(f"{key} is not a number")
+    return event
+
+
 class EventReader:
     """Reads the events that were added to a file since the last look."""
 
@@ -93,4 +126,4 @@ class EventReader:
 
     def new(self) -> list[dict[str, Any]]:
         """The events since the last call, oldest first; none where the file is not there yet."""
-        return [json.loads(line) for line in self._lines.new() if line.strip()]
+        return [read_event(line) for line in self._lines.new() if line.strip()]

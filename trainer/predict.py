@@ -132,11 +132,14 @@ def model_file(path: Path) -> Path:
     return file
 
 
-def load_model(path: str | Path = "best_model", device: str = "auto") -> Model:
+def load_model(
+    path: str | Path = "best_model", device: str = "auto", *, trust_code: bool = False
+) -> Model:
     """The model of a folder `best_model/`, or of a checkpoint (.pt), ready to predict.
 
     `device` is auto, cpu, cuda, cuda:N or mps. Raises InputError for anything that is no
-    checkpoint of this program; nothing in the file is executed.
+    checkpoint of this program. Nothing in a checkpoint is executed; a network of somebody's own is
+    a Python file beside it, which runs only with `trust_code`.
     """
     from trainer.checkpoint import load_checkpoint
     from trainer.config import Data
@@ -151,7 +154,7 @@ def load_model(path: str | Path = "best_model", device: str = "auto") -> Model:
         raise InputError(str(file), "does not say what its network is", "a .pt of this program")
     use = checkpoint["use"]
     description = parse_network(checkpoint["network"], str(file))
-    network = build(description)
+    network = build(description, folder=file.parent, trust_code=trust_code)
     try:
         network.body.load_state_dict(checkpoint["state"])
     except RuntimeError as error:
@@ -269,6 +272,7 @@ def predict_folder(
     model_path: Path,
     out: Path,
     device: str = "auto",
+    trust_code: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> dict[str, Any]:
     """Predicts every image of `source` into `out`; what predict.json then holds.
@@ -280,7 +284,7 @@ def predict_folder(
     checksum = sha256(file)
     images, skipped = list_source(source)
     before = check_output(out, source, checksum)
-    model = load_model(file, device)
+    model = load_model(file, device, trust_code=trust_code)
     done: list[dict[str, Any]] = []
     taken: set[str] = set()
     with _probabilities_file(out, source, model, keep=set(before) & set(images)) as probabilities:
@@ -432,6 +436,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder for results")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, mps")
     parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
+    trust = "run the Python file of a model whose network is somebody's own"
+    parser.add_argument("--trust-code", action="store_true", help=trust)
     parser.add_argument("--events", action="store_true", help=f"tell progress in {METRICS_FILE}")
     return parser
 
@@ -453,7 +459,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 end = "\n" if done == total else ""
                 print(f"\r{done} of {total} images", end=end, file=sys.stderr)
 
-        record = predict_folder(given.source, given.model, given.out, given.device, progress)
+        record = predict_folder(
+            given.source, given.model, given.out, given.device, given.trust_code, progress
+        )
     except Exception as error:
         known = translated(error)
         if known is None:

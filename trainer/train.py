@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainer.batch_norm import refresh_batch_norm
-from trainer.checkpoint import Progress, Saver, load_weights, read_last
+from trainer.checkpoint import Progress, Saver, load_weights, put_beside, read_last
 from trainer.config import Config
 from trainer.console import Console
 from trainer.data.cache import ImageSet
@@ -26,7 +26,7 @@ from trainer.evaluate import Evaluation, OwnSizeMasks, as_result, evaluate
 from trainer.events import SCHEMA_VERSION, EventLog
 from trainer.losses import LossFunction, build_loss
 from trainer.networks.build import SegmentationNetwork, build, parameter_counts
-from trainer.networks.description import check_size
+from trainer.networks.description import check_size, module_file
 from trainer.networks.weights import find_weights, sha256
 from trainer.optimizers import build_optimizer
 from trainer.outputs import TextLogs, print_settings
@@ -83,7 +83,9 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     last = read_last(this.checkpoints, usage.network) if this.resume and config.trains else None
     fresh = config.trains and not last
     weights = find_weights(usage.network, usage.source) if fresh else None
-    network = build(usage.network, weights)
+    # A configuration is the user's own word: code that it names may run.
+    folder = Path(usage.source).absolute().parent
+    network = build(usage.network, weights, folder=folder, trust_code=True)
     filled = 1.0
     if last:
         network.body.load_state_dict(last["state"])
@@ -91,6 +93,10 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         console.line(f"Loading model checkpoint from file: {config.checkpoints.load}")
         filled = load_weights(network.body, usage.checkpoint["state"], config, console)
     network = network.to(device)
+    if usage.size:
+        network.check(usage.size)
+    if this.checkpoints and (code := module_file(usage.network.model_dump(), Path(usage.source))):
+        put_beside(this.checkpoints, code)
     started_from = last["origin"]["weights"] if last else _started_from(config, weights, filled)
     classes = usage.network.classes
     loss = build_loss(config.loss, classes) if config.loss else None

@@ -68,6 +68,9 @@ class ImageSet:
         size: tuple[int, int] | None,
         masks: Masks | None = None,
     ) -> None:
+        if channels not in (1, 3):
+            found = f"the network takes {channels} channels, images have 1 or 3"
+            raise InputError("layers, in_channels", found, "1 grey, 3 RGB")
         self.pairs, self.channels, self.size, self.masks = pairs, channels, size, masks
         self._inputs: Tensor | None = None
         self._targets: Tensor | None = None

@@ -2,6 +2,7 @@
 
     network = read_network("layers/unet_small.json")       # torch-free, description.py
     module = build(network)                                # SegmentationNetwork
+    module.check((128, 96))                                # width, height: it can take them
 
 Adding a network: one builder here, its keys in description.py.
 """
@@ -13,7 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from trainer.errors import InputError
 from trainer.networks.description import Network
+from trainer.networks.monai import build_monai
+from trainer.networks.own import build_own, fault_of
 from trainer.networks.smp import build_smp
 from trainer.networks.unet import UNet
 
@@ -36,7 +40,36 @@ class SegmentationNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body((x - self.mean) / self.std)
+        """Of a network that returns several outputs, the first. Raises InputError for another
+        shape than the loss needs."""
+        logits = self.body((x - self.mean) / self.std)
+        if isinstance(logits, list | tuple) and logits:
+            logits = logits[0]
+        expected = (x.shape[0], self.description.classes, *x.shape[2:])
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if found != expected:
+            told = f"its output is {found} for an input {tuple(x.shape)}"
+            raise InputError(f"network {self.description.label}", told, f"the shape {expected}")
+        return logits
+
+    def check(self, size: tuple[int, int]) -> None:
+        """Raises InputError where the network cannot take one image of `size` (width, height)."""
+        training, parameter = self.training, self.mean
+        x = torch.zeros(1, self.description.in_channels, *reversed(size), device=parameter.device)
+        try:
+            with torch.no_grad():  # not inference_mode: what a network keeps is trained with
+                self.eval()(x)
+        except (InputError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if fault := fault_of(error):
+                raise fault from None
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            told = f"cannot take {size[0]}x{size[1]} pixels: {lines[0]}"
+            fix = 'another image size, or other "arguments"'
+            raise InputError(f"network {self.description.label}", told, fix=fix) from None
+        finally:
+            self.train(training)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The final activation, in single precision."""
@@ -45,13 +78,29 @@ class SegmentationNetwork(nn.Module):
         return logits.float().sigmoid()
 
 
-def build(network: Network, weights: Path | None = None) -> SegmentationNetwork:
-    """The network of a checked description; `weights` as `find_weights` gives them."""
-    if network.network == "unet":
+def build(
+    network: Network,
+    weights: Path | None = None,
+    *,
+    folder: Path | None = None,
+    trust_code: bool = False,
+) -> SegmentationNetwork:
+    """The network of a checked description; `weights` as `find_weights` gives them.
+
+    `folder` has the Python file of a network of the user's own (where its network file or its
+    checkpoint lies), which runs only with `trust_code`; else InputError.
+    """
+    if network.kind == "unet":
         body: nn.Module = UNet(network.in_channels, network.classes, network.width, network.depth)
-    else:
+    elif network.kind == "smp":
         body = build_smp(network, weights)
+    elif network.kind == "monai":
+        body = build_monai(network)
+    else:
+        body = build_own(network, folder or Path(), trust_code)
     module = SegmentationNetwork(body, network)
+    if any(parameter.dim() == 5 for parameter in body.parameters()):  # its user will be told
+        return module
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

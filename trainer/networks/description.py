@@ -1,12 +1,15 @@
 """The network file (`layers`): which network, and how it is built. Torch-free.
 
     {"network": "unet", "width": 8, "depth": 4, …}                     the U-Net of this program
-    {"network": "smp.Unet", "encoder": "resnet50", …}  one of segmentation_models_pytorch
+    {"network": "smp.Unet", "encoder": "resnet50", …}  any of segmentation_models_pytorch
+    {"network": "monai.SegResNet", "arguments": {…}}               any of MONAI
+    {"module": "my_net.py:Net", "arguments": {"width": 32}}        a class of the user's own
     with "in_channels": 3, "classes": 1, "activation": "sigmoid", "weights": null
 
 A study sets in_channels, classes and activation by its data where the file leaves them out.
 
-A file with `class_name` is a Keras network.
+A file with `class_name` is a Keras network. The module of the user lies beside the network file (in
+a trial: beside its copy; later: beside the checkpoint) and is not run here.
 """
 
 from __future__ import annotations
@@ -20,12 +23,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from trainer.config import read_json
 from trainer.errors import InputError, joined, nearest
 
+MONAI_NETWORKS = (
+    *("AttentionUnet", "BasicUNet", "BasicUNetPlusPlus", "DynUNet", "FlexibleUNet", "HighResNet"),
+    *("MedNeXt", "SegResNet", "SwinUNETR", "UNETR", "UNet", "VNet"),
+)
+"""Some of MONAI's networks that segment in two dimensions, for hints; the others work too."""
+
 SMP_NETWORKS = (
     "Unet",
     "UnetPlusPlus",
     "MAnet",
     "Linknet",
     "FPN",
+    "DPT",
     "PSPNet",
     "PAN",
     "DeepLabV3",
@@ -33,6 +43,8 @@ SMP_NETWORKS = (
     "UPerNet",
     "Segformer",
 )
+"""For hints; what a later version has besides works too."""
+
 ENCODERS = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "densenet121"),
     *("efficientnet-b0", "efficientnet-b3", "mobilenet_v2", "mit_b0", "mit_b2", "vgg16_bn"),
@@ -43,7 +55,16 @@ ENCODERS = (
 ENCODER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 """timm fetches what other names lead to, like tu-hf-hub:someone/model."""
 
-NETWORKS = ("unet", *(f"smp.{name}" for name in SMP_NETWORKS))
+NETWORKS = (
+    *("unet", *(f"smp.{name}" for name in SMP_NETWORKS)),
+    *(f"monai.{name}" for name in MONAI_NETWORKS),
+)
+ACCEPTED = "unet, smp.NAME, monai.NAME, or module: FILE.py:CLASS in the network's place"
+LIBRARY_NAME = re.compile(r"(smp|monai)\.[A-Za-z]\w*")
+MODULE_NAME = re.compile(r"[^:\0]+\.py:[^\W\d]\w*")
+SMP_DIVISOR = 32
+KEYS_OF = {"encoder": ("smp",), "arguments": ("smp", "monai", "module"), "module": ("module",)}
+"""Keys that only some kinds of network take."""
 
 
 class Network(BaseModel):
@@ -51,11 +72,29 @@ class Network(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    network: str = Field(description=f"One of {', '.join(NETWORKS)}.")
+    network: str = Field(
+        description="unet; smp.NAME, like smp.Unet; or monai.NAME, like monai.SegResNet; may be "
+        "left out with module."
+    )
+    module: str | None = Field(
+        None,
+        description="FILE.py:CLASS, a torch module of your own; the file lies beside this one.",
+    )
+    arguments: dict[str, Any] = Field(
+        {},
+        description="smp, monai, module: what the class is called with. Input channels and "
+        "classes are filled in where it takes them.",
+    )
+    divisor: int = Field(
+        0,
+        ge=0,
+        description="Image sides must be multiples of this many pixels; 0: what is known of the "
+        "network (unet 2**depth, smp 32, others 1).",
+    )
     encoder: str | None = Field(None, description="smp: name of the encoder, like resnet50.")
     width: int = Field(8, ge=1, description="unet: channels of the first level.")
     depth: int = Field(4, ge=1, le=8, description="unet: how often the image is halved.")
-    in_channels: Literal[1, 3] = Field(3, description="1 grey, 3 RGB.")
+    in_channels: int = Field(3, ge=1, description="1 grey, 3 RGB.")
     classes: int = Field(1, ge=1, description="Output channels: 1 for foreground alone.")
     activation: Literal["sigmoid", "softmax"] | None = Field(
         None, description="Of the output: sigmoid for 1 class, softmax for several (default)."
@@ -68,21 +107,33 @@ class Network(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _activation_follows_classes(cls, content: Any) -> Any:
-        if isinstance(content, dict) and content.get("activation") is None:
-            one = content.get("classes", 1) == 1
-            return {**content, "activation": "sigmoid" if one else "softmax"}
-        return content
+    def _what_follows(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        known = dict(content)
+        if content.get("activation") is None:
+            known["activation"] = "sigmoid" if content.get("classes", 1) == 1 else "softmax"
+        if content.get("module") is not None:
+            known.setdefault("network", "module")
+        return known
+
+    @model_validator(mode="after")
+    def _known_divisor(self) -> Network:
+        if self.divisor == 0:
+            known = {"unet": 2**self.depth, "smp": SMP_DIVISOR}.get(self.kind, 1)
+            object.__setattr__(self, "divisor", known)
+        return self
 
     @property
-    def divisor(self) -> int:
-        """Image sides must be multiples of this many pixels."""
-        return 2**self.depth if self.network == "unet" else 32
+    def kind(self) -> str:
+        """unet, smp, monai or module."""
+        return self.network.partition(".")[0]
 
     @property
     def label(self) -> str:
         """Short name for tables and logs."""
-        return self.network if self.encoder is None else f"{self.network} {self.encoder}"
+        name = self.module or self.network
+        return name if self.encoder is None else f"{name} {self.encoder}"
 
 
 def parse_network(content: Any, where: str) -> Network:
@@ -116,10 +167,17 @@ def _explained(error: ValidationError, where: str) -> InputError:
 
 
 def _check(network: Network, where: str) -> None:
-    if network.network not in NETWORKS:
+    if network.network not in ("unet", "module") and not LIBRARY_NAME.fullmatch(network.network):
         hint = nearest(network.network, NETWORKS)
-        raise InputError(where, f"unknown network '{network.network}'{hint}", ", ".join(NETWORKS))
-    if network.network != "unet" and network.encoder is None:
+        raise InputError(where, f"unknown network '{network.network}'{hint}", ACCEPTED)
+    for key, kinds in KEYS_OF.items():
+        if getattr(network, key) and network.kind not in kinds:
+            raise InputError(
+                where, f"{network.network} takes no '{key}'", f"with {', '.join(kinds)}"
+            )
+    if network.kind == "module" and not MODULE_NAME.fullmatch(network.module or ""):
+        raise InputError(f"{where}, module", f"found {network.module!r}", "like my_net.py:Net")
+    if network.kind == "smp" and network.encoder is None:
         raise InputError(where, f"{network.network} needs an 'encoder'", "like resnet50")
     if network.encoder is not None and not ENCODER_NAME.fullmatch(network.encoder):
         found = f"'{network.encoder}' is not the name of an encoder"
@@ -139,6 +197,20 @@ def _check(network: Network, where: str) -> None:
 def read_network(path: str | Path) -> Network:
     """The network file at `path`; raises InputError."""
     return parse_network(read_json(path, "layers file"), str(path))
+
+
+def module_file(content: Any, layers: Path) -> Path | None:
+    """The Python file that the network file `layers` with this content names, else None.
+
+    Raises InputError where it is not there.
+    """
+    named = content.get("module") if isinstance(content, dict) else None
+    if named is None:
+        return None
+    path = layers.parent / str(named).rpartition(":")[0]
+    if not path.is_file():
+        raise InputError(f"{layers}, module", f"there is no file '{path}'", "beside the file")
+    return path
 
 
 def check_size(network: Network, size: tuple[int, int], where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,12 @@ from trainer.networks.description import Network
 _DECLARED: list[Any] = []  # a declaration ends with its Library object
 
 
-def import_smp() -> Any:
-    """The module segmentation_models_pytorch.
+def mend_torchvision() -> None:
+    """Makes torchvision importable, which smp and MONAI import for its Python half alone.
 
-    It imports torchvision for its ResNet classes alone. A torchvision that was built for CUDA
-    beside a torch that was built for the CPU cannot load its compiled operators, and then fails on
-    the first one that it describes. Declaring those operators lets its Python half import, which
-    is all that is used here.
+    A torchvision that was built for CUDA beside a torch that was built for the CPU cannot load its
+    compiled operators, and then fails on the first one that it describes. Declaring those operators
+    lets the rest import.
     """
     try:
         importlib.import_module("torchvision")
@@ -34,6 +34,11 @@ def import_smp() -> Any:
             library.define(f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
         _DECLARED.append(library)
         importlib.import_module("torchvision")
+
+
+def import_smp() -> Any:
+    """The module segmentation_models_pytorch."""
+    mend_torchvision()
     return importlib.import_module("segmentation_models_pytorch")
 
 
@@ -49,7 +54,17 @@ def build_smp(network: Network, weights: Path | None) -> nn.Module:
     if network.encoder not in names and not network.encoder.startswith("tu-"):
         hint = nearest(network.encoder, names)
         raise InputError("layers", f"unknown encoder '{network.encoder}'{hint}", "one of smp")
-    build = getattr(smp, network.network.removeprefix("smp."))
+    name = network.network.removeprefix("smp.")
+    models = [key for key, value in vars(smp).items() if _is_model(value)]
+    if name not in models:
+        hint = nearest(network.network, [f"smp.{model}" for model in models])
+        raise InputError("layers", f"unknown network '{network.network}'{hint}", ", ".join(models))
+    build = getattr(smp, name)
+    takes = [key for key in inspect.signature(build).parameters if key != "kwargs"]
+    unknown = [key for key in network.arguments if key not in takes]
+    if unknown and not network.encoder.startswith("tu-"):  # timm's get what the others would drop
+        found = f"{network.label} takes no '{unknown[0]}'{nearest(unknown[0], takes)}"
+        raise InputError("layers, arguments", found, ", ".join(takes))
     channels = 3 if weights else network.in_channels
     try:
         module: Any = build(
@@ -58,14 +73,23 @@ def build_smp(network: Network, weights: Path | None) -> nn.Module:
             in_channels=channels,
             classes=network.classes,
             activation=None,
+            **network.arguments,
         )
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # smp, timm and torch each raise their own kinds
         raise InputError("layers", f"{network.label} cannot be built: {error}") from error
     if weights:
         _load_encoder(module, weights)
         if network.in_channels != channels:
             module.encoder.set_in_channels(network.in_channels, pretrained=True)
     return module
+
+
+def _is_model(value: Any) -> bool:
+    return (
+        inspect.isclass(value)
+        and issubclass(value, nn.Module)
+        and "encoder_name" in inspect.signature(value).parameters
+    )
 
 
 def _load_encoder(module: Any, weights: Path) -> None:

@@ -42,8 +42,9 @@ def find_weights(network: Network, layers: str) -> Path | None:
     """
     if network.weights is None:
         return None
-    if network.network == "unet":
-        raise InputError(f"{layers}, weights", "the small U-Net has no published weights", "null")
+    if network.encoder is None:
+        name = "the small U-Net" if network.kind == "unet" else network.label
+        raise InputError(f"{layers}, weights", f"{name} has no published weights", "null")
     if network.weights != "imagenet":
         path = Path(network.weights)
         if path.suffix != ".safetensors" or not path.is_file():
