@@ -206,6 +206,48 @@ def study(
     raise typer.Exit(run_command(Given(options=dict(context.params), given=given), Path.cwd()))
 
 
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(help="Images (a folder, with its subfolders, or one).")],
+    model: Annotated[
+        Path, _option("--model", help="Folder of a study's best model, or a checkpoint.")
+    ] = Path("best_model"),
+    out: Annotated[Path, _option("--out", help="Folder for the results.")] = Path("predictions"),
+    launcher: Annotated[str, _option("--launcher", help="auto, docker or process.")] = "auto",
+    docker_image: Annotated[
+        str | None,
+        _option("--docker-image", help=f"Image. [default: {IMAGE}]", show_default=False),
+    ] = None,
+    gpu: Annotated[
+        bool | None,
+        _option("--gpu/--no-gpu", help="Use a GPU. [default: where one is found]"),
+    ] = None,
+    threads: Annotated[int | None, _option("--threads", help="CPU threads.")] = None,
+    trust_code: Annotated[
+        bool, _option("--trust-code", help="Run a model's own Python file as a process here.")
+    ] = False,
+) -> None:
+    """Writes a mask and an overlay for every image of FOLDER, with a model of a study."""
+    from rich.console import Console
+
+    from study.command import find_gpu
+    from study.predict import Predict, run_predict
+    from study.settings import check_choice, check_positive
+
+    asked = Predict(
+        source=folder.resolve(),
+        model=model.resolve(),
+        out=out.absolute(),
+        launcher=check_choice("launcher", launcher),
+        docker_image=docker_image or IMAGE,
+        docker_image_given=docker_image is not None,
+        gpu=find_gpu(gpu),
+        threads=None if threads is None else check_positive("threads", threads),
+        trust_code=trust_code,
+    )
+    raise typer.Exit(run_predict(asked, Console()))
+
+
 def main() -> None:
     """Runs the command line; every known error is one message and its exit code."""
     try:

@@ -11,9 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-HEARTBEAT_FILE = "heartbeat"
-"""Touched in the run folder by a thread of the driver; a trial ends where it stands still."""
-
 HEARTBEAT_SECONDS = 2.0
 """How often the driver touches it."""
 

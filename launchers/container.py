@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launchers import HEARTBEAT_FILE, Job, owner
+from launchers import Job, owner
 from launchers.run_folder import (
     device_inside,
     is_ours,
@@ -15,6 +15,7 @@ from launchers.run_folder import (
     thread_limits,
     trainer_options,
 )
+from trainer.events import HEARTBEAT_FILE
 
 LABEL = "org.rml-optimization"
 """Begins the labels of our containers: study_folder, study, trial, probe, host, pid, start_time."""

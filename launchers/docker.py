@@ -28,7 +28,6 @@ from launchers.foreign import OUT_TEST_FILE, OutTestReader
 from launchers.image import SOURCE_LABEL, source_hash
 from launchers.mounts import mounts
 from launchers.run_folder import (
-    STDERR_FILE,
     Heartbeat,
     gpu_name,
     open_to_append,
@@ -36,7 +35,7 @@ from launchers.run_folder import (
     wait_until_ended,
 )
 from trainer.errors import InputError
-from trainer.events import LOG_FILE, METRICS_FILE, EventReader
+from trainer.events import LOG_FILE, METRICS_FILE, STDERR_FILE, EventReader
 
 if TYPE_CHECKING:
     from docker import DockerClient

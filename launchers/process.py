@@ -17,7 +17,6 @@ from launchers import Job, owner
 from launchers.image import PROGRAM_FOLDER
 from launchers.run_folder import (
     POLL_SECONDS,
-    STDERR_FILE,
     Heartbeat,
     device_inside,
     gpu_name,
@@ -29,10 +28,7 @@ from launchers.run_folder import (
     trainer_options,
     wait_until_ended,
 )
-from trainer.events import LOG_FILE, METRICS_FILE, EventReader
-
-PROCESS_FILE = "process.json"
-"""In the run folder while the child runs: {host, pid, start_time, driver: the same of it}."""
+from trainer.events import LOG_FILE, METRICS_FILE, PROCESS_FILE, STDERR_FILE, EventReader
 
 REAP_SECONDS = 5.0
 

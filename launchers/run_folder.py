@@ -11,13 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from launchers import HEARTBEAT_FILE, HEARTBEAT_SECONDS, Running
+from launchers import HEARTBEAT_SECONDS, Running
 from trainer.errors import InputError
+from trainer.events import HEARTBEAT_FILE
 
 POLL_SECONDS = 0.05
-
-STDERR_FILE = "stderr.txt"
-"""In the run folder: what the trainer's process said on its standard error."""
 
 
 def trainer_options(device: str, threads: int) -> list[str]:

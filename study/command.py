@@ -84,7 +84,7 @@ def settings_from(options: Given, here: Path) -> Settings:
             ("augment", "augment"),
         )
     }
-    gpu = _gpu(o["gpu"])
+    gpu = find_gpu(o["gpu"])
     layers = check.find_layers(
         o["layers"] or ("./layers/resunet.json" if gpu else "./layers/unet_small.json")
     )
@@ -128,7 +128,8 @@ def settings_from(options: Given, here: Path) -> Settings:
     )
 
 
-def _gpu(asked: bool | None) -> bool:
+def find_gpu(asked: bool | None) -> bool:
+    """Whether a GPU is used; raises InputError where one was asked for and none is there."""
     if asked is False:
         return False
     from study.slots import gpus

@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from launchers import HEARTBEAT_FILE, Job, engine, owner
+from launchers import Job, engine, owner
 from launchers.container import LABEL, Caller
 from launchers.docker import LOST, DockerLauncher, RunningContainer
-from launchers.run_folder import STDERR_FILE
 from trainer.errors import InputError
+from trainer.events import HEARTBEAT_FILE, STDERR_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "python:3.11-slim"

@@ -16,16 +16,17 @@ from typing import Any
 
 import pytest
 
-from launchers import HEARTBEAT_FILE, Job, engine, owner
+from launchers import Job, engine, owner
 from launchers.container import Caller, Image, container_arguments
 from launchers.docker import DockerLauncher, RunningContainer
 from launchers.fake import FakeLauncher
 from launchers.foreign import OutTestReader, epoch_event
 from launchers.image import SOURCE_LABEL, source_hash
 from launchers.mounts import MOST_FILES, hops, mounts
-from launchers.process import PROCESS_FILE, ProcessLauncher, child_environment
-from launchers.run_folder import STDERR_FILE, gpu_name
+from launchers.process import ProcessLauncher, child_environment
+from launchers.run_folder import gpu_name
 from trainer.errors import InputError
+from trainer.events import HEARTBEAT_FILE, PROCESS_FILE, STDERR_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 

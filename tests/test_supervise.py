@@ -15,8 +15,8 @@ import pytest
 from launchers import Job, owner
 from launchers.container import Caller, Image, container_arguments
 from launchers.process import ProcessLauncher, child_environment
-from launchers.run_folder import STDERR_FILE, is_ours
-from trainer.events import LOG_FILE
+from launchers.run_folder import is_ours
+from trainer.events import LOG_FILE, STDERR_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 DRIVER = """

@@ -23,6 +23,16 @@ from typing import Any
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 LOG_FILE = "trainer.log"
+STDERR_FILE = "stderr.txt"
+PROCESS_FILE = "process.json"
+"""While a child process runs: {host, pid, start_time, driver: the same of it}."""
+
+HEARTBEAT_FILE = "heartbeat"
+"""Touched by a thread of the driver; a run ends where it stands still."""
+
+RUN_FILES = (METRICS_FILE, LOG_FILE, STDERR_FILE, PROCESS_FILE, HEARTBEAT_FILE)
+"""What a launcher and a run keep in a run folder while it runs."""
+
 
 SCHEMA_VERSION = 1
 """Of `start` events and of result.json; another number means that keys changed their meaning."""

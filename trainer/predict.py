@@ -33,9 +33,10 @@ from trainer.data.images import image_array, open_image
 from trainer.data.labels import written
 from trainer.data.masks import Masks
 from trainer.errors import InputError
-from trainer.events import METRICS_FILE, EventLog
+from trainer.events import METRICS_FILE, RUN_FILES, EventLog
 from trainer.networks.weights import sha256
 from trainer.overlay import overlay
+from trainer.stopping import StopRequest
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,7 @@ OF_THE_TRAINER = re.compile(r"output_\d+\.(h5|png)")
 """What a configuration's predictions leave in a folder; they do not disturb."""
 
 MOST_LINES = 10
+IS_A_MASK = "this is a mask of"
 BEYOND = 0.25
 """An image is odd whose brightness or contrast lies this share of the range outside of it."""
 
@@ -84,22 +86,18 @@ class Model:
 
     def predict(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """An image (H, W) or (H, W, 3), 8 bit -> the class of each pixel (H, W), at its size."""
-        height, width = np.shape(image)[:2]
-        return self._classes(self._probabilities(image), (height, width))
+        return self.predict_with_probabilities(image)[0]
 
     def predict_with_probabilities(
         self, image: NDArray[np.uint8]
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Both, from one pass through the network."""
-        height, width = np.shape(image)[:2]
-        probabilities = self._probabilities(image)
-        classes = self._classes(probabilities, (height, width))
-        return classes, np.asarray(probabilities.cpu().numpy()[0])
-
-    def _classes(self, probabilities: torch.Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
         from trainer.evaluate import own_size_classes
 
-        return np.asarray(own_size_classes(probabilities[0], size).cpu().numpy(), np.uint8)
+        probabilities = self._probabilities(image)
+        height, width = np.shape(image)[:2]
+        classes = own_size_classes(probabilities[0], (height, width))
+        return np.asarray(classes.cpu().numpy(), np.uint8), probabilities.cpu().numpy()[0]
 
     def _probabilities(self, image: NDArray[np.uint8]) -> torch.Tensor:
         import torch
@@ -224,7 +222,7 @@ def list_source(source: Path) -> tuple[dict[str, Path], dict[str, str]]:
         if path.suffix.lower() not in SUFFIXES:
             skipped[name] = "this is not an image (" + ", ".join(SUFFIXES) + ")"
         elif mask and path.with_name(mask[1]) in stems:
-            skipped[name] = f"this is a mask of {mask[1]}"
+            skipped[name] = f"{IS_A_MASK} {mask[1]}"
         else:
             images[name] = path
     if not images:
@@ -232,10 +230,12 @@ def list_source(source: Path) -> tuple[dict[str, Path], dict[str, str]]:
     return images, skipped
 
 
-def check_output(out: Path, source: Path, model: str) -> dict[str, dict[str, Any]]:
+def check_output(
+    out: Path, source: Path, model: str, besides: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
     """The images that are done already, by name; raises InputError where `out` holds other things.
 
-    `model` is the checkpoint's checksum. Makes the folder.
+    `model` is the checkpoint's checksum; files named in `besides` do not disturb. Makes the folder.
     """
     fix = "name another folder with --out"
     if out.exists() and not out.is_dir():
@@ -244,7 +244,8 @@ def check_output(out: Path, source: Path, model: str) -> dict[str, dict[str, Any
         raise InputError(str(out), "is the folder of the images", fix=fix)
     out.mkdir(parents=True, exist_ok=True)
     record = out / RECORD_FILE
-    there = sorted(p.name for p in out.iterdir() if not OF_THE_TRAINER.fullmatch(p.name))
+    names = sorted(path.name for path in out.iterdir())
+    there = [n for n in names if n not in besides and not OF_THE_TRAINER.fullmatch(n)]
     if not there:
         return {}
     try:
@@ -274,17 +275,27 @@ def predict_folder(
     device: str = "auto",
     trust_code: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+    besides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Predicts every image of `source` into `out`; what predict.json then holds.
 
     `progress(done, total, name)` is called after each image. Raises InputError where nothing can
-    be predicted at all, or `out` holds other things.
+    be predicted at all, or `out` holds other things than `besides`.
     """
     file = model_file(model_path)
     checksum = sha256(file)
     images, skipped = list_source(source)
-    before = check_output(out, source, checksum)
+    before = check_output(out, source, checksum, besides)
     model = load_model(file, device, trust_code=trust_code)
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "model": checksum,
+        "source": str(source.resolve()),
+        "classes": model.classes,
+        "mask_values": mask_values(model.masks),
+        "images": list(before.values()),
+    }
+    _write_json(out / RECORD_FILE, record)  # so that a run that was stopped can go on
     done: list[dict[str, Any]] = []
     taken: set[str] = set()
     with _probabilities_file(out, source, model, keep=set(before) & set(images)) as probabilities:
@@ -308,17 +319,11 @@ def predict_folder(
                 skipped[name] = error.strerror or "cannot be read"
             progress(number, len(images), name)
         if not done:
+            (out / RECORD_FILE).unlink()
             reasons = "\n".join(f"- {name}: {why}" for name, why in list(skipped.items())[:10])
             raise InputError(str(source), f"no image could be predicted\n{reasons}")
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "model": checksum,
-        "source": str(source.resolve()),
-        "classes": model.classes,
-        "mask_values": mask_values(model.masks),
-        "images": done,
-        "skipped": [{"name": name, "reason": why} for name, why in sorted(skipped.items())],
-    }
+    over = [{"name": name, "reason": why} for name, why in sorted(skipped.items())]
+    record |= {"images": done, "skipped": over}
     _write_json(out / RECORD_FILE, record)
     return record
 
@@ -419,6 +424,10 @@ def told(record: dict[str, Any], out: Path) -> Iterator[str]:
     values = ", ".join(f"{name} {value}" for name, value in record["mask_values"].items())
     yield f"{len(images)} images predicted{before} in {out}: {MASKS}/ ({values}), {OVERLAYS}/, "
     yield f"{PROBABILITIES_FILE} (probabilities), {RECORD_FILE} (what was done)"
+    masks = [one for one in skipped if one["reason"].startswith(IS_A_MASK)]
+    if masks:
+        yield f"passed over: {len(masks)} masks that lie beside their images"
+    skipped = [one for one in skipped if one not in masks]
     odd = [f"odd: {one['name']}: {'; '.join(one['odd'])}" for one in images if one["odd"]]
     over = [f"passed over: {one['name']}: {one['reason']}" for one in skipped]
     for lines, what in ((odd, "odd"), (over, "passed over")):
@@ -438,7 +447,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
     trust = "run the Python file of a model whose network is somebody's own"
     parser.add_argument("--trust-code", action="store_true", help=trust)
-    parser.add_argument("--events", action="store_true", help=f"tell progress in {METRICS_FILE}")
+    inside = "for launchers: the working directory is a run folder, and --out"
+    parser.add_argument("--in-run-folder", action="store_true", help=inside)
     return parser
 
 
@@ -447,10 +457,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from trainer.__main__ import limit_threads, translated
 
     given = _parser().parse_args(arguments)
-    events = EventLog(None)
+    events, stop = EventLog(None), StopRequest()
+    stop.on_signals()
     try:
         limit_threads(given.threads)
-        if given.events:
+        if given.in_run_folder:
             events = EventLog(Path(METRICS_FILE))
 
         def progress(done: int, total: int, name: str) -> None:
@@ -458,9 +469,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stderr.isatty():
                 end = "\n" if done == total else ""
                 print(f"\r{done} of {total} images", end=end, file=sys.stderr)
+            stop.check()
 
         record = predict_folder(
-            given.source, given.model, given.out, given.device, given.trust_code, progress
+            given.source,
+            given.model,
+            given.out,
+            given.device,
+            given.trust_code,
+            progress,
+            RUN_FILES if given.in_run_folder else (),
         )
     except Exception as error:
         known = translated(error)

@@ -1,0 +1,133 @@
+"""`predict FOLDER`: a model on new images, in a closed container or a process as trials are.
+
+run_predict(Predict(source, model, out, …), console)  -> exit code
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from launchers import Job, Running
+from launchers.choice import choose_launcher
+from launchers.run_folder import device_inside
+from study.interruption import Interrupted, Interruption
+from study.slots import choose_slot
+from trainer.errors import InputError, RmlError
+from trainer.events import RUN_FILES, STDERR_FILE
+from trainer.networks.weights import sha256
+from trainer.predict import RECORD_FILE, check_output, list_source, model_file, told
+
+POLL_SECONDS = 0.1
+STOP_SECONDS = 10.0
+
+
+class PredictionFailed(RmlError):
+    """The run ended for a reason that is no mistake of input."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Predict:
+    """What to predict, with which model, into which folder, and where that runs. Absolute paths."""
+
+    source: Path
+    model: Path
+    out: Path
+    launcher: str
+    docker_image: str
+    docker_image_given: bool
+    gpu: bool
+    threads: int | None
+    trust_code: bool
+
+
+def run_predict(asked: Predict, console: Console) -> int:
+    """Predicts every image of a folder; the exit code. Raises InputError for a mistake of input."""
+    file = model_file(asked.model)
+    list_source(asked.source)
+    place = choose_launcher(asked.launcher, asked.docker_image, asked.docker_image_given, asked.gpu)
+    if place.foreign:
+        found = "is a foreign image: it has no trainer.predict"
+        raise InputError(f"--docker-image {asked.docker_image}", found, "an image by make image")
+    new = not asked.out.exists()
+    check_output(asked.out, asked.source, sha256(file))
+    slot = choose_slot(asked.gpu, asked.threads)
+    # A container lets nothing out: there the code of a network of somebody's own may run.
+    trusted = asked.trust_code or place.launcher.name == "docker"
+    command = [
+        *("python", "-m", "trainer.predict", str(asked.source), "--model", str(asked.model)),
+        *("--out", ".", "--in-run-folder", "--device", device_inside(slot.device)),
+        *("--threads", str(slot.threads), *(["--trust-code"] if trusted else [])),
+    ]
+    job = Job(
+        run_folder=asked.out,
+        study="predict",
+        trial=0,
+        device=slot.device,
+        threads=slot.threads,
+        inputs=(asked.source, asked.model),
+        cores=slot.cores,
+        command=tuple(command),
+    )
+    console.print(f"{place.launcher.name}: {place.why}", markup=False, soft_wrap=True)
+    try:
+        with Interruption() as interruption:
+            running = place.launcher.launch(job)
+            interruption.running = running
+            code, reason = _watch(running, interruption, console)
+        errors = _last_line(asked.out / STDERR_FILE)
+    except Interrupted:
+        console.print("interrupted; the same command goes on")
+        return 130
+    finally:
+        for name in RUN_FILES:
+            (asked.out / name).unlink(missing_ok=True)
+        if new and not any(asked.out.iterdir()):
+            asked.out.rmdir()
+    if code == InputError.exit_code:
+        raise InputError("", reason or errors)
+    if code != 0:
+        raise PredictionFailed(f"the prediction ended with exit code {code}: {reason or errors}")
+    record = json.loads((asked.out / RECORD_FILE).read_text(encoding="utf-8"))
+    for line in told(record, _near(asked.out)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _near(path: Path) -> Path:
+    """A path as one would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _watch(running: Running, interruption: Interruption, console: Console) -> tuple[int, str]:
+    """Shows progress until the run has ended: its exit code, and its own words for an error."""
+    reason = ""
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("loading the model", total=None)
+        while True:
+            exit_code = running.exit_code  # before the poll: nothing comes after it
+            for event in running.poll():
+                if event.get("event") == "image":
+                    shown = {"total": event["images"], "completed": event["done"]}
+                    progress.update(task, description="images", **shown)
+                elif event.get("event") == "end":
+                    reason = str(event["reason"])
+            if exit_code is not None:
+                return exit_code, reason
+            if interruption.asked:
+                running.stop(STOP_SECONDS)
+                raise Interrupted
+            time.sleep(POLL_SECONDS)
+
+
+def _last_line(path: Path) -> str:
+    lines: list[Any] = path.read_text(errors="replace").split("\n") if path.exists() else []
+    return next((line for line in reversed(lines) if line.strip()), "no reason was told")

@@ -1,0 +1,190 @@
+"""Using a model without configuration and masks: folders, arrays, odd files, containers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import studies
+from tests.conftest import Ended
+from trainer.errors import InputError
+from trainer.metrics import dice
+from trainer.predict import load_model, predict_folder
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def model(trained: Ended, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint of the trained run, as best_model/ has one."""
+    folder = tmp_path_factory.mktemp("model") / "best_model"
+    folder.mkdir()
+    shutil.copyfile(trained.folder / "model/best.pt", folder / "best_model_file.pt")
+    return folder
+
+
+@pytest.fixture
+def images(data: Path, tmp_path: Path) -> Path:
+    shutil.copytree(data / "test/inputs", tmp_path / "new/some (1)")
+    return tmp_path / "new"
+
+
+def masks_of(out: Path, record: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {i["name"]: np.asarray(Image.open(out / i["mask"])) for i in record["images"]}
+
+
+def test_masks_have_the_images_size_and_the_evaluations_dice(
+    model: Path, trained: Ended, data: Path, images: Path, tmp_path: Path
+) -> None:
+    record = predict_folder(images, model, tmp_path / "out", "cpu")
+    scored = {one["name"]: one for one in trained.result["evaluation"]["images"]}
+    assert len(record["images"]) == len(scored) == 5
+    for name, mask in masks_of(tmp_path / "out", record).items():
+        image = Image.open(images / name)
+        assert mask.shape == (image.size[1], image.size[0])
+        assert set(np.unique(mask)) <= {0, 255}
+        truth = np.asarray(Image.open(data / "test/targets" / Path(name).name)) > 127
+        p = mask > 0
+        hits, false, missed = (p & truth).sum(), (p & ~truth).sum(), (~p & truth).sum()
+        assert dice(int(hits), int(false), int(missed)) == scored[Path(name).name]["dice"]
+        drawn = np.asarray(Image.open(tmp_path / "out/overlays" / name))
+        assert drawn.shape == (*mask.shape, 3)
+        grey = np.asarray(image.convert("RGB"))
+        np.testing.assert_array_equal((drawn != grey).any(axis=2) & ~p, False)
+    with h5py.File(tmp_path / "out/predictions.h5") as file:
+        assert file["some (1)/case_0.png"].shape == (1, 16, 16)
+
+
+def test_arrays_in_python(model: Path, data: Path) -> None:
+    used = load_model(model)
+    assert used.classes == ["background", "foreground"]
+    array = np.asarray(Image.open(data / "test/inputs/case_0.png"))
+    mask = used.predict(array)
+    assert mask.shape == array.shape and mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 1}
+    np.testing.assert_array_equal(used.predict(np.stack([array] * 3, axis=2)), mask)
+    probabilities = used.probabilities(array)
+    assert (
+        probabilities.shape == (1, 16, 16) and 0 <= probabilities.min() <= probabilities.max() <= 1
+    )
+    for wrong in (array.astype(np.float32), array[0], np.zeros((3, 0), np.uint8)):
+        with pytest.raises(InputError, match="an array of shape"):
+            used.predict(wrong)
+
+
+def test_a_second_run_does_what_is_new(model: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = predict_folder(images, model, out, "cpu")
+    kept = (out / "masks/some (1)/case_0.png").stat().st_mtime_ns
+    Image.open(images / "some (1)/case_1.png").rotate(180).save(images / "some (1)/case_2.png")
+    shutil.copyfile(images / "some (1)/case_1.png", images / "extra.png")
+    (images / "some (1)/case_4.png").unlink()
+    again = predict_folder(images, model, out, "cpu")
+    new = {one["name"] for one in again["images"] if one["new"]}
+    assert new == {"extra.png", "some (1)/case_2.png"}
+    assert len(again["images"]) == len(first["images"]) == 5
+    assert (out / "masks/some (1)/case_0.png").stat().st_mtime_ns == kept
+    with h5py.File(out / "predictions.h5") as file:
+        assert "extra.png" in file and "some (1)/case_4.png" not in file
+
+
+def test_odd_and_unreadable_images_are_named_and_the_rest_is_done(
+    model: Path, images: Path, tmp_path: Path
+) -> None:
+    folder = images / "some (1)"
+    white = np.full((20, 20), 255, np.uint8)
+    Image.fromarray(white).save(images / "white.png")
+    Image.fromarray(np.full((20, 20, 3), (90, 0, 0), np.uint8)).save(images / "red.png")
+    Image.fromarray(white[:4]).save(images / "tiny.png")
+    Image.fromarray(white.astype(np.int32) * 100).convert("I;16").save(images / "deep.png")
+    (images / "notes.txt").write_text("seen on Monday")
+    (images / "broken.png").write_bytes((folder / "case_0.png").read_bytes()[:60])
+    Image.fromarray(white).save(folder / "case_0_mask.png")
+    Image.fromarray(white).save(folder / "case_0.bmp")
+    record = predict_folder(images, model, tmp_path / "out", "cpu")
+    done = {one["name"]: " ".join(one["odd"]) for one in record["images"]}
+    over = {one["name"]: one["reason"] for one in record["skipped"]}
+    assert "brightness 255" in done["white.png"]
+    assert "it has colour" in done["red.png"]
+    assert "20x4 pixels" in done["tiny.png"]
+    assert done["some (1)/case_1.png"] == ""
+    assert "16" in over["deep.png"] or "8 bits" in over["deep.png"]
+    assert "cannot be read" in over["broken.png"]
+    assert "not an image" in over["notes.txt"]
+    assert "mask of case_0" in over["some (1)/case_0_mask.png"]
+    files = [one["mask"] for one in record["images"]]
+    assert len(files) == len(set(files)) == len(record["images"]) == 9
+
+
+def test_what_lies_in_the_output_folder_stays(model: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "masks").mkdir()
+    with pytest.raises(InputError, match="holds other things: masks"):
+        predict_folder(images, model, out, "cpu")
+    (out / "masks").rmdir()
+    (out / "output_1.h5").write_bytes(b"of the trainer")
+    predict_folder(images, model, out, "cpu")
+    with pytest.raises(InputError, match="holds the predictions of"):
+        predict_folder(images / "some (1)", model, out, "cpu")
+    with pytest.raises(InputError, match="is the folder of the images"):
+        predict_folder(images, model, images, "cpu")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a checkpoint"])
+def test_no_model(tmp_path: Path, images: Path, content: bytes | None) -> None:
+    (tmp_path / "m").mkdir()
+    if content is not None:
+        (tmp_path / "m/best_model_file.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"there is no model|cannot be read as a checkpoint"):
+        predict_folder(images, tmp_path / "m", tmp_path / "out", "cpu")
+
+
+def test_nothing_to_predict(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="there is no image"):
+        predict_folder(tmp_path / "empty", model, tmp_path / "out", "cpu")
+    (tmp_path / "empty/a.png").write_bytes(b"no")
+    with pytest.raises(InputError, match="no image could be predicted"):
+        predict_folder(tmp_path / "empty", model, tmp_path / "out", "cpu")
+    assert not (tmp_path / "out/predict.json").exists()
+
+
+@pytest.mark.slow
+def test_the_command_as_a_process(model: Path, images: Path, tmp_path: Path) -> None:
+    command = ("predict", "new", "--model", str(model), "--threads", "1", "--launcher", "process")
+    (images / "broken.png").write_bytes(b"no")
+    ended = studies.driver(tmp_path, *command)
+    assert ended.returncode == 0, ended.stderr
+    assert "5 images predicted" in ended.stdout and "passed over: broken.png" in ended.stdout
+    out = tmp_path / "predictions"
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("masks", "overlays", "predict.json", "predictions.h5")
+    ]
+    again = studies.driver(tmp_path, *command)
+    assert "(0 new, 5 done before)" in again.stdout, again.stderr
+    wrong = studies.driver(tmp_path, "predict", "new", "--model", "nothing")
+    assert wrong.returncode == 2 and "there is no model" in wrong.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.docker
+def test_a_container_with_the_model_alone(model: Path, images: Path, tmp_path: Path) -> None:
+    image = studies.our_image()
+    elsewhere = tmp_path / "another machine/best_model"
+    shutil.copytree(model, elsewhere)
+    options = ("--launcher", "docker", "--docker-image", image, "--threads", "1")
+    ended = studies.driver(elsewhere.parent, "predict", str(images), *options)
+    assert ended.returncode == 0, ended.stderr
+    predict_folder(images, model, tmp_path / "here", "cpu")
+    for path in (tmp_path / "here/masks").rglob("*.png"):
+        other = elsewhere.parent / "predictions/masks" / path.relative_to(tmp_path / "here/masks")
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(other)))
+    record = json.loads((elsewhere.parent / "predictions/predict.json").read_text())
+    assert record["source"] == str(images)
