@@ -23,11 +23,11 @@ class Given:
     given: set[str]
 
 
-def last_study(here: Path) -> str:
-    """The name of the study whose driver started last here."""
+def last_study(here: Path, asks: str = "--resume") -> str:
+    """The name of the study whose driver started last here, for the option that asks."""
     locks = list((here / "runs").glob(f"*/{LOCK_FILE}"))
     if not locks:
-        raise InputError("--resume", "no study was run in this folder", "--study-name of a study")
+        raise InputError(asks, "no study was run in this folder", "--study-name of a study")
     return max(locks, key=lambda path: path.stat().st_mtime).parent.name
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from study.settings import PROGRAM_FOLDER
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """A path as one would type it: relative where it lies below or just beside."""
     relative = os.path.relpath(path)
     return shlex.quote(str(path) if relative.startswith("../../..") else relative)
@@ -22,16 +22,16 @@ def python() -> str:
     found = shutil.which("python")
     if found and os.path.samefile(found, sys.executable):
         return "python"
-    return _shown(Path(sys.executable).absolute())
+    return shown(Path(sys.executable).absolute())
 
 
 def trainer(module: str) -> str:
     """`python -m trainer…`, with its place where that is not here."""
     here = os.path.samefile(Path.cwd(), PROGRAM_FOLDER)
-    place = "" if here else f"PYTHONPATH={_shown(PROGRAM_FOLDER)} "
+    place = "" if here else f"PYTHONPATH={shown(PROGRAM_FOLDER)} "
     return f"{place}{python()} -m {module}"
 
 
 def driver() -> str:
     """`python rml_optimization.py`."""
-    return f"{python()} {_shown(PROGRAM_FOLDER / 'rml_optimization.py')}"
+    return f"{python()} {shown(PROGRAM_FOLDER / 'rml_optimization.py')}"

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import InputError
 from trainer.networks.weights import sha256
 
 LIST_FILE = "list_acc.json"
@@ -79,7 +80,8 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(beside, path)
 
 
-def _move_aside(path: Path) -> Path:
+def move_aside(path: Path) -> Path:
+    """Renames a file or folder of the user that stands in the way; its new place."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     aside = path.with_name(f"{path.stem}.before-{stamp}{path.suffix}")
     path.rename(aside)
@@ -97,10 +99,13 @@ class Records:
     def write_list(self, records: list[TrialRecord], metric: str) -> None:
         """Every trial that ended, in trial order."""
         content = [r.as_dict(self.study, metric) for r in sorted(records, key=lambda r: r.trial)]
+        write_json(self.folder / LIST_FILE, content)
+        self._copy_list(content)
+
+    def _copy_list(self, content: Any) -> None:
         copy = self._here / LIST_FILE
         if copy.exists() and not self._is_list_of_a_study(copy):
-            self._say(f"{copy.name} was not made here; it is now {_move_aside(copy).name}")
-        write_json(self.folder / LIST_FILE, content)
+            self._say(f"{copy.name} was not made here; it is now {move_aside(copy).name}")
         write_json(copy, content)
 
     def _is_list_of_a_study(self, path: Path) -> bool:
@@ -128,10 +133,47 @@ class Records:
         kept = self.folder / BEST_FOLDER
         content = {**origin, "sha256": sha256(checkpoint)}
         self._fill(kept, checkpoint, content, config_for, split, layers)
+        self._fill_here(checkpoint, content, config_for, split, layers)
+
+    def _fill_here(
+        self,
+        checkpoint: Path,
+        origin: dict[str, Any],
+        config_for: Callable[[str], dict[str, Any]],
+        split: Path | None,
+        layers: Path | None,
+    ) -> None:
         here = self._here / BEST_FOLDER
         if not self._is_model_of_a_study(here):
-            self._say(f"{here.name}/ was not made here; it is now {_move_aside(here).name}/")
-        self._fill(here, checkpoint, content, config_for, split, layers)
+            self._say(f"{here.name}/ was not made here; it is now {move_aside(here).name}/")
+        self._fill(here, checkpoint, origin, config_for, split, layers)
+
+    def bring_back(self) -> dict[str, Any]:
+        """Makes the study's model, kept in its folder, ./best_model again, and its list
+        ./list_acc.json; best_model.json of it. Raises InputError where it has none."""
+        kept = self.folder / BEST_FOLDER
+        where = f"study '{self.study}'"
+        model, split, layers = (kept / name for name in (MODEL_FILE, SPLIT_FILE, "layers.json"))
+        try:
+            origin: dict[str, Any] = json.loads((kept / ORIGIN_FILE).read_text(encoding="utf-8"))
+            config = json.loads((kept / CONFIG_FILE).read_text(encoding="utf-8"))
+            entries = json.loads((self.folder / LIST_FILE).read_text(encoding="utf-8"))
+            checksum = sha256(model)
+        except (OSError, ValueError) as error:
+            found = f"has no model to bring back ({getattr(error, 'strerror', None) or error})"
+            raise InputError(where, found, "a study with a trial that is complete") from None
+        if checksum != origin.get("sha256"):
+            found = f"has a damaged model: {model} is not what best_model.json says"
+            raise InputError(where, found, fix=f"restore {model} from a copy")
+        self._fill_here(
+            model,
+            origin,
+            lambda place: _moved(config, os.path.relpath(kept, self._here), place),
+            split if split.exists() else None,
+            layers if layers.exists() else None,
+        )
+        self._copy_list(entries)
+        return origin
 
     def _fill(
         self,
@@ -187,6 +229,17 @@ class Records:
             for file in checkpoints(self.folder / run_name(record.trial)):
                 if record.trial not in kept or file.name not in ("best.pt", best_epoch):
                     file.unlink(missing_ok=True)
+
+
+def _moved(content: Any, old: str, new: str) -> Any:
+    """JSON in which each path in the folder `old` is one in `new`."""
+    if isinstance(content, dict):
+        return {key: _moved(value, old, new) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_moved(value, old, new) for value in content]
+    if isinstance(content, str) and content.startswith(f"{old}/"):
+        return new + content.removeprefix(old)
+    return content
 
 
 def run_name(trial: int) -> str:
