@@ -188,7 +188,8 @@ def print_studies(found: list[Past]) -> None:
     rows = []
     for past in found:
         best = past.best
-        counts = ", ".join(f"{n} {state.lower()}" for state, n in past.counts.items())
+        words = {"RUNNING": "running" if past.state == RUNNING else "cut off"}
+        counts = ", ".join(f"{n} {words.get(s, s.lower())}" for s, n in past.counts.items())
         wanted = past.options.get("num-trials")
         data = past.options.get("data")
         rows.append(

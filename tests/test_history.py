@@ -287,10 +287,10 @@ def test_paired_difference_in_closed_form() -> None:
 def test_paired_p_is_uniform_without_a_difference() -> None:
     generator = np.random.default_rng(1)
     small = 0
-    for _ in range(60):
+    for _ in range(30):
         a, b = generator.random((2, 12))
         small += paired(a, b, lambda values: float(values.mean())).p < 0.2
-    assert 4 <= small <= 21
+    assert 1 <= small <= 13
 
 
 # ---- with the real trainer ----
