@@ -53,7 +53,11 @@ def _option(*names: str, help: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, **more)
 
 
+PLAN = "plan"
+
+
 @app.callback(invoke_without_command=True)
+@app.command(PLAN, help="Measures one step of a study and tells its time, end, memory and disk.")
 def study(
     context: typer.Context,
     num_trials: Annotated[int, _option("--num-trials", "-nt", help="Trials of the study.")] = 50,
@@ -184,9 +188,10 @@ def study(
             found = f"stands before the command '{command}'"
             raise InputError(where, found, f"options behind it: {command} …")
         return
-    from study.command import Given, run_command
+    from study.command import Given, plan_command, run_command
 
-    raise typer.Exit(run_command(Given(options=dict(context.params), given=given), Path.cwd()))
+    run = plan_command if context.info_name == PLAN and context.parent else run_command
+    raise typer.Exit(run(Given(options=dict(context.params), given=given), Path.cwd()))
 
 
 Storage = Annotated[str, _option("--storage", help="Optuna storage URL of the studies.")]

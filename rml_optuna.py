@@ -16,7 +16,8 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -27,6 +28,7 @@ from launchers import Job, Running
 from launchers.choice import Place, choose_launcher
 from study import failures, paste
 from study.dataset import Dataset, read_dataset
+from study.forecast import measure_step, print_plan
 from study.foreign import check_foreign
 from study.interruption import Interrupted, Interruption
 from study.lock import DriverLock
@@ -48,6 +50,7 @@ from study.split import make_split
 from study.start_weights import StartWeights, find_start_weights
 from study.storage import DEFAULT_STORAGE, MadeWith, Storage, masked, masked_text
 from study.view import StudyView
+from trainer.data.folders import Layout
 from trainer.data.split import Split, read_split
 from trainer.errors import InputError, RmlError
 from trainer.events import RESULT_FILE
@@ -144,18 +147,13 @@ class Driver:
 
     def start_job(self, run_folder: Path, trial: int) -> Running:
         """Starts what lies in a run folder."""
-        layout = self.dataset.layout
-        folders = (layout.inputs, layout.targets, layout.test_inputs, layout.test_targets)
-        inputs = [folder.resolve() for folder in folders if folder]
-        inputs += [self.split_file] if self.split_file else []
-        inputs += self.start.files
         job = Job(
             run_folder=run_folder,
             study=self.settings.study_name,
             trial=trial,
             device=self.slot.device,
             threads=self.slot.threads,
-            inputs=tuple(inputs),
+            inputs=inputs_of(self.dataset.layout, self.split_file, self.start),
             cores=self.slot.cores,
         )
         running = self.place.launcher.launch(job)
@@ -386,15 +384,38 @@ def run_study(settings: Settings, *, resume: bool, here: Path, console: Console)
         storage.close()
 
 
-def _run_locked(
-    settings: Settings,
-    resume: bool,
-    here: Path,
-    folder: Path,
-    console: Console,
-    storage: Storage,
-    place: Place,
-) -> int:
+class Ready(NamedTuple):
+    """A study that could begin: all that is decided before anything is written or started."""
+
+    settings: Settings
+    dataset: Dataset
+    split: Split
+    slot: Slot
+    start: StartWeights
+    network_size: dict[str, int] | None
+    disk_needed: int
+    disk_free: int
+
+    def print(self, place: Place, console: Console) -> None:
+        """The table of its settings."""
+        print_settings(
+            self.settings,
+            place,
+            self.slot,
+            self.dataset,
+            self.split,
+            self.start,
+            self.network_size,
+            self.disk_needed,
+            self.disk_free,
+            console,
+        )
+
+
+def make_ready(
+    settings: Settings, resume: bool, here: Path, folder: Path, console: Console, place: Place
+) -> Ready:
+    """Reads the data, draws the split (or takes that of the study to resume), and decides."""
     with console.status("reading the data …") as status:
         dataset = read_dataset(
             settings.data, lambda done, total: status.update(f"reading the data: {done}/{total}")
@@ -412,6 +433,65 @@ def _run_locked(
         split = read_split(split_file)
     else:
         split = make_split(dataset, settings)
+    return Ready(settings, dataset, split, slot, start, size, needed, free)
+
+
+def plan_study(settings: Settings, *, here: Path, console: Console) -> int:
+    """Prints what the study would take, after one measured step in a folder that goes again."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    check_network(settings.layers, settings.image_size)
+    place = choose_launcher(
+        settings.launcher, settings.docker_image, settings.docker_image_given, settings.gpu
+    )
+    if place.foreign:
+        where = f"--docker-image {settings.docker_image}"
+        raise InputError(where, "is a foreign image, which measures nothing", "an image of ours")
+    try:
+        temporary = TemporaryDirectory(prefix=".plan-", dir=here)
+    except OSError as error:
+        raise InputError(str(here), f"cannot be written ({error.strerror})") from None
+    with temporary as name:
+        folder = Path(name)
+        ready = make_ready(settings, False, here, folder, console, place)
+        ready.print(place, console)
+        write_json(folder / SPLIT_FILE, ready.split.model_dump())
+        ready.start.put_in_place()
+        inputs = inputs_of(ready.dataset.layout, folder / SPLIT_FILE, ready.start)
+        with console.status("measuring one step …"):
+            measured = measure_step(
+                ready.settings,
+                ready.dataset.layout,
+                ready.start,
+                ready.slot,
+                place.launcher,
+                inputs,
+                folder,
+            )
+    tests = len(ready.split.parts.test)
+    print_plan(settings, measured, tests, ready.disk_needed, ready.disk_free, console)
+    return 0
+
+
+def inputs_of(layout: Layout, split_file: Path | None, start: StartWeights) -> tuple[Path, ...]:
+    """What a trial reads outside its run folder."""
+    folders = (layout.inputs, layout.targets, layout.test_inputs, layout.test_targets)
+    inputs = [folder.resolve() for folder in folders if folder]
+    inputs += [split_file] if split_file else []
+    return (*inputs, *start.files)
+
+
+def _run_locked(
+    settings: Settings,
+    resume: bool,
+    here: Path,
+    folder: Path,
+    console: Console,
+    storage: Storage,
+    place: Place,
+) -> int:
+    ready = make_ready(settings, resume, here, folder, console, place)
+    settings, dataset, split, slot, start = ready[:5]
+    split_file = folder / SPLIT_FILE
     made_with = MadeWith(
         settings.options(),
         settings.fixed(),
@@ -421,7 +501,7 @@ def _run_locked(
     )
     if resume:
         study = storage.resume(settings.study_name, made_with)
-    print_settings(settings, place, slot, dataset, split, start, size, needed, free, console)
+    ready.print(place, console)
     if not resume:
         study = storage.create(settings.study_name, made_with, settings.metric)
         study.enqueue_trial(first_point(settings))

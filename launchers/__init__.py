@@ -26,7 +26,7 @@ class Job:
     absolute paths that the configuration reads. `device` is "cpu" or "cuda:N", N counting the GPUs
     that the driver may use. `cores` are the CPU cores that the trial may use (none: all).
     `memory_bytes` limits a container (None: nine tenths of the machine's memory). `study` and
-    `trial` label what is started.
+    `trial` label what is started. `measure`: only a few steps, to know how long they take.
     """
 
     run_folder: Path
@@ -37,6 +37,7 @@ class Job:
     inputs: tuple[Path, ...] = field(default=())
     cores: tuple[int, ...] = ()
     memory_bytes: int | None = None
+    measure: bool = False
 
 
 class Running(Protocol):

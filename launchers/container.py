@@ -90,7 +90,7 @@ def container_arguments(
     # An engine may be in a machine of its own (Docker Desktop) that has fewer cores.
     cores_known = job.cores and max(job.cores) < engine_info.get("NCPU", 0)
     trainer = ["python", "-m", "trainer"]
-    options = trainer_options(device_inside(job.device), job.threads)
+    options = trainer_options(device_inside(job.device), job.threads, job.measure)
     foreign = image.source is None
     return {
         **hardening(caller, engine_info),

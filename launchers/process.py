@@ -58,7 +58,7 @@ class ProcessLauncher:
     def launch(self, job: Job) -> RunningProcess:
         """Starts the trial. `memory_bytes` is not enforced: CUDA needs address space freely."""
         environment = child_environment(job, self._program, os.environ)
-        options = trainer_options(device_inside(job.device), job.threads)
+        options = trainer_options(device_inside(job.device), job.threads, job.measure)
         with open_to_append(job.run_folder / STDERR_FILE) as stderr, _on_cores(job.cores):
             heartbeat = Heartbeat(job.run_folder)
             try:

@@ -20,9 +20,10 @@ STDERR_FILE = "stderr.txt"
 """In the run folder: what the trainer's process said on its standard error."""
 
 
-def trainer_options(device: str, threads: int) -> list[str]:
+def trainer_options(device: str, threads: int, measure: bool = False) -> list[str]:
     """What follows `python -m trainer`; `device` as the trial sees it."""
     run = ["--config=config.json", "--run-folder", "."]
+    run += ["--measure"] if measure else []
     return [*run, "--device", device, "--threads", str(threads)]
 
 

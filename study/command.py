@@ -153,3 +153,14 @@ def run_command(options: Given, here: Path) -> int:
         finally:
             storage.close()
     return run_study(settings_from(options, here), resume=resume, here=here, console=Console())
+
+
+def plan_command(options: Given, here: Path) -> int:
+    """Tells what the study that the options describe would take; the exit code."""
+    from rich.console import Console
+
+    from rml_optuna import plan_study
+
+    if options.options["resume"]:
+        raise InputError("--resume", "a plan is of a new study", "plan without --resume")
+    return plan_study(settings_from(options, here), here=here, console=Console())
