@@ -12,6 +12,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+# Where pip installed it, the program lies in a folder of its own; no package of others is meant.
+if sys.path[:1] != [(FOLDER := str(Path(__file__).resolve().parent))]:
+    sys.path.insert(0, FOLDER)
+
 NEEDED = ("typer", "optuna", "rich", "tabulate", "pydantic", "numpy", "PIL", "docker")
 
 
@@ -23,6 +27,8 @@ def _check_packages() -> None:
         return
     python = Path(__file__).resolve().parent / ".venv/bin/python"
     fix = f"run it with {python}" if python.exists() else "make install, then .venv/bin/python"
+    if not (python.parents[2] / "Makefile").exists():
+        fix = f"{sys.executable} -m pip install {' '.join(missing)}"
     print(f"{sys.executable} has no {', '.join(missing)}: {fix}", file=sys.stderr)
     sys.exit(2)
 
