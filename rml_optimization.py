@@ -12,6 +12,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+# Where pip installed it, the program lies in a folder of its own; no package of others is meant.
+if sys.path[:1] != [(FOLDER := str(Path(__file__).resolve().parent))]:
+    sys.path.insert(0, FOLDER)
+
 NEEDED = ("typer", "optuna", "rich", "tabulate", "pydantic", "numpy", "PIL", "docker")
 
 
@@ -23,6 +27,8 @@ def _check_packages() -> None:
         return
     python = Path(__file__).resolve().parent / ".venv/bin/python"
     fix = f"run it with {python}" if python.exists() else "make install, then .venv/bin/python"
+    if not (python.parents[2] / "Makefile").exists():
+        fix = f"{sys.executable} -m pip install {' '.join(missing)}"
     print(f"{sys.executable} has no {', '.join(missing)}: {fix}", file=sys.stderr)
     sys.exit(2)
 
@@ -33,7 +39,7 @@ from typing import Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
 
-from trainer.errors import RmlError  # noqa: E402
+from trainer.errors import InputError, RmlError  # noqa: E402
 
 app = typer.Typer(
     add_completion=True,
@@ -46,11 +52,18 @@ app = typer.Typer(
 IMAGE = "rml-trainer"
 
 
+STORAGE = "sqlite:///rml_study.db"
+
+
 def _option(*names: str, help: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, **more)
 
 
+PLAN = "plan"
+
+
 @app.callback(invoke_without_command=True)
+@app.command(PLAN, help="Measures one step of a study and tells its time, end, memory and disk.")
 def study(
     context: typer.Context,
     num_trials: Annotated[int, _option("--num-trials", "-nt", help="Trials of the study.")] = 50,
@@ -154,9 +167,7 @@ def study(
         bool,
         _option("--resume", help="Go on with --study-name (or with the study that ran last)."),
     ] = False,
-    storage: Annotated[
-        str, _option("--storage", help="Optuna storage URL.")
-    ] = "sqlite:///rml_study.db",
+    storage: Annotated[str, _option("--storage", help="Optuna storage URL.")] = STORAGE,
     launcher: Annotated[str, _option("--launcher", help="auto, docker or process.")] = "auto",
     docker_image: Annotated[
         str, _option("--docker-image", "-docker", help="Image of the trials.")
@@ -194,16 +205,81 @@ def study(
 
     Results: ./best_model (ready to use), ./list_acc.json (every trial), ./runs/STUDY (everything).
     """
-    if context.invoked_subcommand is not None:
-        return
-    from study.command import Given, run_command
-
     given = {
         name.replace("_", "-")
         for name in context.params
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     }
-    raise typer.Exit(run_command(Given(options=dict(context.params), given=given), Path.cwd()))
+    if command := context.invoked_subcommand:
+        if given:
+            where = ", ".join(f"--{name}" for name in sorted(given))
+            found = f"stands before the command '{command}'"
+            raise InputError(where, found, f"options behind it: {command} …")
+        return
+    from study.command import Given, plan_command, run_command
+
+    run = plan_command if context.info_name == PLAN and context.parent else run_command
+    raise typer.Exit(run(Given(options=dict(context.params), given=given), Path.cwd()))
+
+
+Storage = Annotated[str, _option("--storage", help="Optuna storage URL of the studies.")]
+
+
+@app.command("list")
+def list_(
+    study: Annotated[str, typer.Argument(help="A study, to list its trials.")] = "",
+    storage: Storage = STORAGE,
+) -> None:
+    """Lists the studies of this folder, or the trials of one."""
+    from study import history
+
+    if study:
+        history.print_trials(history.find(study, Path.cwd(), storage))
+    else:
+        history.print_studies(history.studies(Path.cwd(), storage))
+
+
+@app.command()
+def show(
+    trial: Annotated[int, typer.Argument(help="Number of the trial.")],
+    study_name: Annotated[
+        str, _option("--study-name", "--study", help="Its study. [default: the one that ran last]")
+    ] = "",
+    storage: Storage = STORAGE,
+) -> None:
+    """Shows a trial: state, cause, settings, learning curve, log, files, how to repeat it."""
+    from study.command import last_study
+    from study.history import find
+    from study.show import show_trial
+
+    name = study_name or last_study(Path.cwd(), "show")
+    show_trial(find(name, Path.cwd(), storage), trial)
+
+
+@app.command()
+def use(
+    study: Annotated[str, typer.Argument(help="A study that has a model.")],
+    storage: Storage = STORAGE,
+) -> None:
+    """Brings an earlier study's model back to ./best_model, and its ./list_acc.json."""
+    from study.history import find
+    from study.use import use_study
+
+    use_study(find(study, Path.cwd(), storage), Path.cwd(), storage)
+
+
+@app.command()
+def compare(
+    study: Annotated[str, typer.Argument(help="A study, A.")],
+    other: Annotated[str, typer.Argument(help="A study of the same data, B.")],
+    storage: Storage = STORAGE,
+) -> None:
+    """Compares two studies: settings, best so far, paired difference on the test images."""
+    from study import compare as comparison
+    from study.history import find
+
+    found = [find(name, Path.cwd(), storage) for name in (study, other)]
+    comparison.compare(found[0], found[1], Path.cwd())
 
 
 @app.command()

@@ -16,7 +16,8 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -27,6 +28,7 @@ from launchers import Job, Running
 from launchers.choice import Place, choose_launcher
 from study import failures, paste
 from study.dataset import Dataset, read_dataset
+from study.forecast import measure_step, print_plan
 from study.foreign import check_foreign
 from study.interruption import Interrupted, Interruption
 from study.lock import DriverLock
@@ -48,6 +50,7 @@ from study.split import make_split
 from study.start_weights import StartWeights, find_start_weights
 from study.storage import DEFAULT_STORAGE, MadeWith, Storage, masked, masked_text
 from study.view import StudyView
+from trainer.data.folders import Layout
 from trainer.data.split import Split, read_split
 from trainer.errors import InputError, RmlError
 from trainer.events import METRICS_FILE, RESULT_FILE, UNREADABLE
@@ -132,9 +135,7 @@ class Driver:
 
     def write_config(self, run_folder: Path, params: dict[str, Any]) -> None:
         """The trial's configuration and its network file: all that the trial is."""
-        write_json(run_folder / "layers.json", self.start.layers)
-        if self.start.module:
-            shutil.copyfile(self.start.module, run_folder / self.start.module.name)
+        self.start.write_network(run_folder)
         content = render(
             params,
             self.settings,
@@ -155,20 +156,16 @@ class Driver:
         self, run_folder: Path, trial: int, command: tuple[str, ...] | None = None
     ) -> Running:
         """Starts what lies in a run folder: the trainer, or a command."""
-        layout = self.dataset.layout
-        folders = (layout.inputs, layout.targets, layout.test_inputs, layout.test_targets)
-        inputs = [folder.resolve() for folder in dict.fromkeys(folders) if folder]
-        inputs += [self.split_file] if self.split_file else []
-        inputs += self.start.files
+        inputs = inputs_of(self.dataset.layout, self.split_file, self.start)
         if command and self.settings.trial_command:
-            inputs += self.settings.trial_command.inputs
+            inputs += tuple(self.settings.trial_command.inputs)
         job = Job(
             run_folder=run_folder,
             study=self.settings.study_name,
             trial=trial,
             device=self.slot.device,
             threads=self.slot.threads,
-            inputs=tuple(inputs),
+            inputs=inputs,
             cores=self.slot.cores,
             command=command,
         )
@@ -426,15 +423,38 @@ def run_study(settings: Settings, *, resume: bool, here: Path, console: Console)
         storage.close()
 
 
-def _run_locked(
-    settings: Settings,
-    resume: bool,
-    here: Path,
-    folder: Path,
-    console: Console,
-    storage: Storage,
-    place: Place,
-) -> int:
+class Ready(NamedTuple):
+    """A study that could begin: all that is decided before anything is written or started."""
+
+    settings: Settings
+    dataset: Dataset
+    split: Split
+    slot: Slot
+    start: StartWeights
+    network_size: dict[str, int] | None
+    disk_needed: int
+    disk_free: int
+
+    def print(self, place: Place, console: Console) -> None:
+        """The table of its settings."""
+        print_settings(
+            self.settings,
+            place,
+            self.slot,
+            self.dataset,
+            self.split,
+            self.start,
+            self.network_size,
+            self.disk_needed,
+            self.disk_free,
+            console,
+        )
+
+
+def make_ready(
+    settings: Settings, resume: bool, here: Path, folder: Path, console: Console, place: Place
+) -> Ready:
+    """Reads the data, draws the split (or takes that of the study to resume), and decides."""
     with console.status("reading the data …") as status:
         dataset = read_dataset(
             settings.data,
@@ -456,6 +476,68 @@ def _run_locked(
         split = read_split(split_file)
     else:
         split = make_split(dataset, settings)
+    return Ready(settings, dataset, split, slot, start, size, needed, free)
+
+
+def plan_study(settings: Settings, *, here: Path, console: Console) -> int:
+    """Prints what the study would take, after one measured step in a folder that goes again."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if settings.trial_command:
+        found = "is not known: only the program's own trainer measures a step"
+        raise InputError("--trial-command", found, "plan without it")
+    check_network(settings.layers, settings.image_size)
+    place = choose_launcher(
+        settings.launcher, settings.docker_image, settings.docker_image_given, settings.gpu
+    )
+    if place.foreign:
+        where = f"--docker-image {settings.docker_image}"
+        raise InputError(where, "is a foreign image, which measures nothing", "an image of ours")
+    try:
+        temporary = TemporaryDirectory(prefix=".plan-", dir=here)
+    except OSError as error:
+        raise InputError(str(here), f"cannot be written ({error.strerror})") from None
+    with temporary as name:
+        folder = Path(name)
+        ready = make_ready(settings, False, here, folder, console, place)
+        ready.print(place, console)
+        write_json(folder / SPLIT_FILE, ready.split.model_dump())
+        ready.start.put_in_place()
+        inputs = inputs_of(ready.dataset.layout, folder / SPLIT_FILE, ready.start)
+        with console.status("measuring one step …"):
+            measured = measure_step(
+                ready.settings,
+                ready.dataset.layout,
+                ready.start,
+                ready.slot,
+                place.launcher,
+                inputs,
+                folder,
+            )
+    tests = len(ready.split.parts.test)
+    print_plan(settings, measured, tests, ready.disk_needed, ready.disk_free, console)
+    return 0
+
+
+def inputs_of(layout: Layout, split_file: Path | None, start: StartWeights) -> tuple[Path, ...]:
+    """What a trial reads outside its run folder."""
+    folders = (layout.inputs, layout.targets, layout.test_inputs, layout.test_targets)
+    inputs = [folder.resolve() for folder in folders if folder]
+    inputs += [split_file] if split_file else []
+    return (*inputs, *start.files)
+
+
+def _run_locked(
+    settings: Settings,
+    resume: bool,
+    here: Path,
+    folder: Path,
+    console: Console,
+    storage: Storage,
+    place: Place,
+) -> int:
+    ready = make_ready(settings, resume, here, folder, console, place)
+    settings, dataset, split, slot, start = ready[:5]
+    split_file = folder / SPLIT_FILE
     made_with = MadeWith(
         settings.options(),
         settings.fixed(),
@@ -465,7 +547,7 @@ def _run_locked(
     )
     if resume:
         study = storage.resume(settings.study_name, made_with)
-    print_settings(settings, place, slot, dataset, split, start, size, needed, free, console)
+    ready.print(place, console)
     if not resume:
         study = storage.create(settings.study_name, made_with, settings.metric)
         study.enqueue_trial(first_point(settings))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from launchers import Launcher
 from launchers.docker import DockerLauncher
+from launchers.image import build_command
 from launchers.process import ProcessLauncher
 from trainer.errors import InputError
 
@@ -54,7 +55,8 @@ def choose_launcher(
         fix = f"; for containers: {error.fix}" if error.fix else ""
         return Place(_process(), f"no containers: {error.found}{fix}")
     if docker.stale or docker.foreign:
-        why = f"no containers: the image {image} is older than the code; for containers: make image"
+        why = f"no containers: the image {image} is older than the code; for containers: "
+        why += build_command()
         return Place(_process(), why)
     if gpu and (reason := docker.probe_gpu()):
         return Place(_process(), f"no containers: {reason}")
@@ -64,7 +66,7 @@ def choose_launcher(
 def _named(docker: DockerLauncher, image: str) -> str:
     if docker.foreign:
         return f"{image} (foreign: knows only folders)"
-    return f"{image} (older than the code: make image)" if docker.stale else image
+    return f"{image} (older than the code: {build_command()})" if docker.stale else image
 
 
 def _process(own_command: bool = False) -> ProcessLauncher:
@@ -73,6 +75,6 @@ def _process(own_command: bool = False) -> ProcessLauncher:
             "--launcher process",
             "this Python has no torch",
             "the trainer's packages",
-            "pip install -r requirements.txt, or make image and --launcher docker",
+            f"pip install -r requirements.txt, or {build_command()} and --launcher docker",
         )
     return ProcessLauncher()

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launchers.image import OUR_IMAGE
+from launchers.image import OUR_IMAGE, build_command
 from trainer.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def connect() -> DockerClient:
         raise InputError(
             "docker",
             "the Python package 'docker' is not installed",
-            fix=f"pip install -r requirements.txt, {OR_PROCESS}",
+            fix=f"pip install docker, {OR_PROCESS}",
         ) from None
     url, tls = "", None
     try:
@@ -129,7 +129,7 @@ def _start_command(path: str) -> str:
 def image_error(image: str) -> InputError:
     """The image is not there, and how to get it; nothing is pulled unasked."""
     ours = image.partition(":")[0] == OUR_IMAGE
-    fix = "make image" if ours else f"docker pull {image}"
+    fix = build_command() if ours else f"docker pull {image}"
     return InputError("image", f"there is no image '{image}' on this machine", fix=fix)
 
 

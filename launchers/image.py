@@ -6,10 +6,14 @@ docker build --build-arg SOURCE=$(python -m launchers.image) -t rml-trainer .
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 
 PROGRAM_FOLDER = Path(__file__).resolve().parent.parent
 """Where trainer/ and launchers/ are."""
+
+CHECKOUT = (PROGRAM_FOLDER / "Makefile").exists()
+"""Whether the program runs from its repository, and not as pip installed it."""
 
 OUR_IMAGE = "rml-trainer"
 """The name that `make image` gives."""
@@ -30,6 +34,14 @@ def source_hash(program: Path = PROGRAM_FOLDER) -> str:
         digest.update(f"{file.relative_to(program).as_posix()}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def build_command() -> str:
+    """What to type to build our image: the program may be installed, without its Makefile."""
+    if CHECKOUT:
+        return "make image"
+    source = f"--build-arg SOURCE={source_hash()}"
+    return f"docker build --tag {OUR_IMAGE} {source} {shlex.quote(str(PROGRAM_FOLDER))}"
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from trainer.events import HEARTBEAT_FILE
 POLL_SECONDS = 0.05
 
 
-def trainer_options(device: str, threads: int) -> list[str]:
+def trainer_options(device: str, threads: int, measure: bool = False) -> list[str]:
     """What follows `python -m trainer`; `device` as the trial sees it."""
     run = ["--config=config.json", "--run-folder", "."]
+    run += ["--measure"] if measure else []
     return [*run, "--device", device, "--threads", str(threads)]
 
 

@@ -25,11 +25,11 @@ class Given:
     given: set[str]
 
 
-def last_study(here: Path) -> str:
-    """The name of the study whose driver started last here."""
+def last_study(here: Path, asks: str = "--resume") -> str:
+    """The name of the study whose driver started last here, for the option that asks."""
     locks = list((here / "runs").glob(f"*/{LOCK_FILE}"))
     if not locks:
-        raise InputError("--resume", "no study was run in this folder", "--study-name of a study")
+        raise InputError(asks, "no study was run in this folder", "--study-name of a study")
     return max(locks, key=lambda path: path.stat().st_mtime).parent.name
 
 
@@ -163,3 +163,14 @@ def run_command(options: Given, here: Path) -> int:
         finally:
             storage.close()
     return run_study(settings_from(options, here), resume=resume, here=here, console=Console())
+
+
+def plan_command(options: Given, here: Path) -> int:
+    """Tells what the study that the options describe would take; the exit code."""
+    from rich.console import Console
+
+    from rml_optuna import plan_study
+
+    if options.options["resume"]:
+        raise InputError("--resume", "a plan is of a new study", "plan without --resume")
+    return plan_study(settings_from(options, here), here=here, console=Console())

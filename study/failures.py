@@ -70,7 +70,7 @@ def was_cut_off(exit_code: int) -> bool:
     return exit_code in (Stopped.exit_code, 128 + signal.SIGTERM)
 
 
-def last_lines(run_folder: Path) -> str:
+def last_lines(run_folder: Path, most: int = LAST_LINES) -> str:
     """The end of a trial's log, and what it printed as errors beside."""
     lines: list[str] = []
     for name in (LOG_FILE, "stderr.txt"):
@@ -78,5 +78,5 @@ def last_lines(run_folder: Path) -> str:
             text = (run_folder / name).read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
-        lines += [line for line in text.splitlines()[-LAST_LINES:] if line not in lines]
-    return "\n".join(lines[-2 * LAST_LINES :])
+        lines += [line for line in text.splitlines()[-most:] if line not in lines]
+    return "\n".join(lines[-2 * most :])

@@ -7,11 +7,25 @@ import json
 import os
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from launchers import owner
 from trainer.errors import InputError
 
 LOCK_FILE = "driver.lock"
+
+
+def holder(study_folder: Path) -> dict[str, Any] | None:
+    """The driver that runs the study; None where none does.
+
+    Told by what the lock file says and not by trying the lock, which would keep a driver out that
+    starts at the same moment.
+    """
+    try:
+        content = json.loads((study_folder / LOCK_FILE).read_text())
+        return content if owner.alive(content) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class DriverLock:

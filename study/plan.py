@@ -66,4 +66,6 @@ def check_disk(here: Path, needed: int) -> int:
 
 def megabytes(size: int) -> str:
     """A size in words."""
+    if size < 1e6:
+        return f"{size / 1e3:.1f} kB"
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import InputError
 from trainer.networks.weights import sha256
 
 LIST_FILE = "list_acc.json"
@@ -82,7 +83,8 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(beside, path)
 
 
-def _move_aside(path: Path) -> Path:
+def move_aside(path: Path) -> Path:
+    """Renames a file or folder of the user that stands in the way; its new place."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     aside = path.with_name(f"{path.stem}.before-{stamp}{path.suffix}")
     path.rename(aside)
@@ -100,10 +102,13 @@ class Records:
     def write_list(self, records: list[TrialRecord], metric: str) -> None:
         """Every trial that ended, in trial order."""
         content = [r.as_dict(self.study, metric) for r in sorted(records, key=lambda r: r.trial)]
+        write_json(self.folder / LIST_FILE, content)
+        self._copy_list(content)
+
+    def _copy_list(self, content: Any) -> None:
         copy = self._here / LIST_FILE
         if copy.exists() and not self._is_list_of_a_study(copy):
-            self._say(f"{copy.name} was not made here; it is now {_move_aside(copy).name}")
-        write_json(self.folder / LIST_FILE, content)
+            self._say(f"{copy.name} was not made here; it is now {move_aside(copy).name}")
         write_json(copy, content)
 
     def _is_list_of_a_study(self, path: Path) -> bool:
@@ -128,12 +133,49 @@ class Records:
         none.
         """
         kept = self.folder / BEST_FOLDER
-        content = {**origin, "sha256": sha256(files[model]), "files": sorted(files)}
+        content = {**origin, "sha256": sha256(files[model]), "model": model, "files": sorted(files)}
         self._fill(kept, files, content, config_for)
+        self._fill_here(files, content, config_for)
+
+    def _fill_here(
+        self,
+        files: dict[str, Path],
+        origin: dict[str, Any],
+        config_for: Callable[[str], dict[str, Any]] | None,
+    ) -> None:
         here = self._here / BEST_FOLDER
         if not self._is_model_of_a_study(here):
-            self._say(f"{here.name}/ was not made here; it is now {_move_aside(here).name}/")
-        self._fill(here, files, content, config_for)
+            self._say(f"{here.name}/ was not made here; it is now {move_aside(here).name}/")
+        self._fill(here, files, origin, config_for)
+
+    def bring_back(self) -> dict[str, Any]:
+        """Makes the study's model, kept in its folder, ./best_model again, and its list
+        ./list_acc.json; best_model.json of it. Raises InputError where it has none."""
+        kept = self.folder / BEST_FOLDER
+        where = f"study '{self.study}'"
+        try:
+            origin: dict[str, Any] = json.loads((kept / ORIGIN_FILE).read_text(encoding="utf-8"))
+            model = kept / str(origin.get("model", MODEL_FILE))
+            entries = json.loads((self.folder / LIST_FILE).read_text(encoding="utf-8"))
+            checksum = sha256(model)
+            config: Any = None
+            if (kept / CONFIG_FILE).exists():  # a command's model has none
+                config = json.loads((kept / CONFIG_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            found = f"has no model to bring back ({getattr(error, 'strerror', None) or error})"
+            raise InputError(where, found, "a study with a trial that is complete") from None
+        if checksum != origin.get("sha256"):
+            found = f"has a damaged model: {model} is not what best_model.json says"
+            raise InputError(where, found, fix=f"restore {model} from a copy")
+        files = {name: kept / name for name in _files_of(kept) | {model.name}}
+        before = os.path.relpath(kept, self._here)
+        self._fill_here(
+            {name: path for name, path in files.items() if path.exists()},
+            origin,
+            (lambda place: _moved(config, before, place)) if config else None,
+        )
+        self._copy_list(entries)
+        return origin
 
     def _fill(
         self,
@@ -195,6 +237,17 @@ def _files_of(model: Path) -> set[str]:
         return {name for name in told if Path(name).name == name}
     except (OSError, ValueError, LookupError, TypeError):
         return {SPLIT_FILE, LAYERS_FILE}
+
+
+def _moved(content: Any, old: str, new: str) -> Any:
+    """JSON in which each path in the folder `old` is one in `new`."""
+    if isinstance(content, dict):
+        return {key: _moved(value, old, new) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_moved(value, old, new) for value in content]
+    if isinstance(content, str) and content.startswith(f"{old}/"):
+        return new + content.removeprefix(old)
+    return content
 
 
 def run_name(trial: int) -> str:

@@ -34,7 +34,8 @@ EDGE = 0.05
 """A best rate within this share of its range (on the logarithm) lies at an edge."""
 
 
-def _grid(rows: list[tuple[str, str]], console: Console) -> None:
+def print_grid(rows: list[tuple[str, str]], console: Console) -> None:
+    """A table of names and what is told of them."""
     width = min(100, max(40, shutil.get_terminal_size((120, 24)).columns - 36))
     console.print(
         tabulate(rows, tablefmt="grid", maxcolwidths=[None, width], disable_numparse=True),
@@ -157,7 +158,7 @@ def print_settings(
         ("Disk", f"about {megabytes(disk_needed)} needed, {megabytes(disk_free)} free"),
         ("Storage", _storage(s.storage)),
     ]
-    _grid(rows, console)
+    print_grid(rows, console)
 
 
 def _channels(start: StartWeights) -> str:
@@ -269,7 +270,7 @@ def print_end(
     if settings.select_on == "test":
         rows.append(("Chosen on", "THE TEST IMAGES (published protocol): optimistic"))
     rows += _warnings(settings, split, best, on_test)
-    _grid([(name, value) for name, value in rows], console)
+    print_grid([(name, value) for name, value in rows], console)
     for line in _next_steps(settings, launcher):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -293,7 +294,7 @@ def print_end_of_command(
         ("Test images", "not evaluated: only your command knows how"),
         ("Model", kept),
     ]
-    _grid(rows, console)
+    print_grid(rows, console)
     line = "Every trial: list_acc.json."
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 

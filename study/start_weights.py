@@ -12,6 +12,7 @@ from typing import Any
 
 from study import paste
 from study.dataset import Dataset
+from study.records import write_json
 from study.settings import Settings
 from trainer.config import read_json
 from trainer.errors import InputError
@@ -58,6 +59,12 @@ class StartWeights:
     def checksum(self) -> str:
         """Of the weights; "random" for random ones."""
         return sha256(self.copy[0]) if self.copy else "random"
+
+    def write_network(self, run_folder: Path) -> None:
+        """The network file of a trial, and the Python file that it names."""
+        write_json(run_folder / "layers.json", self.layers)
+        if self.module:
+            shutil.copyfile(self.module, run_folder / self.module.name)
 
     def put_in_place(self) -> None:
         """Copies the files that are not there yet."""

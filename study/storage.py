@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
+from optuna.trial import FrozenTrial
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -55,6 +56,12 @@ def _open(url: str) -> optuna.storages.BaseStorage:
     return optuna.storages.get_storage(url)
 
 
+def existing_storage(url: str) -> Storage | None:
+    """The storage, to be read; None where it is an SQLite file that is not there."""
+    file = re.fullmatch(r"sqlite:///(.+)", url)
+    return None if file and not Path(file[1]).is_file() else Storage(url)
+
+
 class Storage:
     """An Optuna storage; a new SQLite file is removed again if no study comes to be in it."""
 
@@ -85,6 +92,14 @@ class Storage:
     def names(self) -> list[str]:
         """The studies that it has."""
         return [s.study_name for s in optuna.get_all_study_summaries(storage=self.storage)]
+
+    def read_all(self) -> dict[str, tuple[dict[str, Any], list[FrozenTrial]]]:
+        """Attributes and trials of every study, by its name."""
+        return {
+            name: (study.user_attrs, study.get_trials(deepcopy=False))
+            for name in self.names()
+            for study in [self._study(name)]
+        }
 
     def check_name(self, name: str, resume: bool, study_folder: Path) -> None:
         """A new name must be new, a resumed one known."""

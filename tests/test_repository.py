@@ -15,7 +15,10 @@ from trainer.networks.description import read_network
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
-HOST = "rml_optimization, rml_optuna, study.command, study.report, launchers.choice, launchers.fake"
+HOST = (
+    "rml_optimization, rml_optuna, study.command, study.report, launchers.choice, launchers.fake, "
+)
+HOST += "study.history, study.show, study.compare, study.use, study.forecast"
 
 
 def python(code: str) -> str:

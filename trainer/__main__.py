@@ -53,6 +53,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--run-folder", help="work in this folder and write events there too")
     resume = "go on from last.pt of the run folder, anew where there is none; appends to its files"
     parser.add_argument("--resume", action="store_true", help=resume)
+    measured = "train a few batches only and tell, as JSON, what they take (also in result.json)"
+    parser.add_argument("--measure", action="store_true", help=measured)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
     parser.add_argument("--parent-pid", type=int, help="stop when this parent process ends")
@@ -202,7 +204,13 @@ def main(arguments: list[str] | None = None) -> int:
         this = Run(
             console, events, stop, checkpoints, options.device, options.threads, options.resume
         )
-        result = run(config, this)
+        if options.measure:
+            from trainer.measure import measure
+
+            result = {"measured": measure(config, this)}
+            console.plain(json.dumps(plain(result["measured"])))
+        else:
+            result = run(config, this)
         code, reason = 0, CAUSES[0]
         console.line("All done (return value = 0).")
     except Exception as error:

@@ -158,7 +158,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         for epoch in range(progress.event["epoch"] + 1, config.num_epochs + 1):
             began = time.monotonic()
             rate = float(optimizer.param_groups[0]["lr"])
-            mean_loss = _train_epoch(work, training, optimizer, epoch, logs, saver, progress)
+            mean_loss = train_epoch(work, training, optimizer, epoch, logs, saver, progress)
             refresh_batch_norm(network, training, work.transform, device, config.data.batch_size)
             scored = Evaluation(None, [])
             if evaluation:
@@ -273,7 +273,7 @@ def _gradient_norm(network: nn.Module) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
-def _train_epoch(
+def train_epoch(
     work: Work,
     images: ImageSet,
     optimizer: torch.optim.Optimizer,

@@ -1,0 +1,216 @@
+"""Two studies beside each other: settings, best so far, and the paired difference of their models.
+
+The difference is taken image by image of the same test images, which must be in both studies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import astuple
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from study.chart import chart
+from study.history import Past, read_json
+from study.records import move_aside
+from study.statistics import RESAMPLES, Paired, paired
+from study.view import number
+from trainer.errors import InputError
+from trainer.events import RESULT_FILE
+from trainer.metrics import Counts, ImageScore, accuracy
+
+MADE_BY = "rml-optimization compare"
+"""In the picture's metadata: a picture with it may be drawn again."""
+
+NOT_SETTINGS = ("launcher", "docker-image", "gpu", "threads", "timeout", "keep-checkpoints")
+PARTS = ("training", "validation")
+
+
+def compare(a: Past, b: Past, here: Path) -> None:
+    """Prints the comparison and draws it; raises InputError where no pair can be made."""
+    scores = _same_images(a, b)
+    print(f"A is {a.name} ({a.state}), B is {b.name} ({b.state})\n")
+    rows = _differences(a, b)
+    head = ["settings that differ", "A", "B"]
+    print(tabulate(rows or [["none", "", ""]], headers=head, **_TABLE))
+    metric = a.metric if a.metric == b.metric else "accuracy"
+    for unit, place in (("epochs", 0), ("hours", 1)):
+        curves = {past.name: best_so_far(past, metric)[place] for past in (a, b)}
+        print(f"\nbest {metric} so far against {unit} of training")
+        print("\n".join(chart(curves, unit, "AB")))
+    print(f"\n{_difference_table(a, b, scores)}")
+    _draw(a, b, metric, here)
+
+
+_TABLE: dict[str, Any] = {"tablefmt": "simple", "disable_numparse": True, "maxcolwidths": 60}
+
+
+# ---- settings ----
+def _differences(a: Past, b: Past) -> list[list[str]]:
+    keys = sorted({*a.options, *b.options} - set(NOT_SETTINGS))
+    rows = [
+        [f"--{key}", _told(a.options.get(key)), _told(b.options.get(key))]
+        for key in keys
+        if a.options.get(key) != b.options.get(key)
+    ]
+    networks = [json.dumps(past.origin.get("network"), sort_keys=True) for past in (a, b)]
+    if networks[0] != networks[1] and a.options.get("layers") == b.options.get("layers"):
+        rows.append(["content of --layers", *networks])
+    parts = [(read_json(past.folder / "split.json") or {}).get("parts") or {} for past in (a, b)]
+    for part in PARTS:
+        names = [set(p.get(part) or []) for p in parts]
+        if names[0] != names[1]:
+            rows.append([f"{part} images", *(f"{len(n)}, not the same" for n in names)])
+    return rows
+
+
+def _told(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+# ---- best so far ----
+def best_so_far(past: Past, metric: str) -> tuple[list[tuple[float, float]], ...]:
+    """The best value as steps, against epochs and against hours of training of all trials.
+
+    As a study counts: a trial counts when it is complete.
+    """
+    key = "value" if metric == past.metric else "max_acc"
+    epochs = seconds = 0.0
+    best: float | None = None
+    by_epochs: list[tuple[float, float]] = []
+    by_hours: list[tuple[float, float]] = []
+    for entry in past.entries:
+        epochs += float(entry.get("epochs") or 0)
+        seconds += float(entry.get("seconds") or 0)
+        value = entry.get(key)
+        if entry["state"] == "COMPLETE" and value is not None:
+            best = value if best is None else max(best, value)
+        if best is not None:
+            by_epochs.append((epochs, best))
+            by_hours.append((seconds / 3600, best))
+    return by_epochs, by_hours
+
+
+# ---- the paired difference ----
+def _same_images(a: Past, b: Past) -> list[tuple[ImageScore, ImageScore]]:
+    """Scores of each test image by both; raises InputError with the first reason against it."""
+    where = f"'{a.name}' and '{b.name}'"
+    accepted = "two studies of the same data, tested on the same images"
+    if a.name == b.name:
+        raise InputError(where, "are one study", "two studies")
+    for past in (a, b):
+        if past.data_checksum is None:
+            raise InputError(where, f"'{past.name}' has no record of its data", accepted)
+    if a.data_checksum != b.data_checksum:
+        found = "cannot be paired: the images or masks are not the same (checksum of the data)"
+        raise InputError(where, found, accepted)
+    scores = [{s.name: s for s in _test_scores(past)} for past in (a, b)]
+    if scores[0].keys() != scores[1].keys():
+        both = len(scores[0].keys() & scores[1].keys())
+        counts = f"{len(scores[0])} and {len(scores[1])} with {both} in common"
+        found = f"cannot be paired: the splits differ, they test on other images ({counts})"
+        fix = f"give the second study the first one's: --split runs/{a.name}/split.json"
+        raise InputError(where, found, accepted, fix)
+    return [(score, scores[1][name]) for name, score in scores[0].items()]
+
+
+def _test_scores(past: Past) -> list[ImageScore]:
+    best = past.best
+    result = read_json(past.folder / f"test-{best.trial:04d}" / RESULT_FILE) if best else None
+    images = ((result or {}).get("evaluation") or {}).get("images")
+    if not images:
+        fix = f"let it end: --study-name '{past.name}' --resume"
+        found = "has no scores of the test images by its best trial"
+        raise InputError(f"study '{past.name}'", found, "a study that ended", fix)
+    return [ImageScore.from_dict(image) for image in images]
+
+
+def _difference_table(a: Past, b: Past, scores: list[tuple[ImageScore, ImageScore]]) -> str:
+    lesions = [pair for pair in scores if not pair[0].empty]
+    rows = [_row("accuracy, all images", scores, _pixels, _pooled_accuracy)]
+    if lesions:
+        rows.append(_row("foreground Dice, images with a lesion", lesions, _dice, np.mean))
+    better = sum(y.dice > x.dice for x, y in lesions)
+    worse = sum(y.dice < x.dice for x, y in lesions)
+    table = tabulate(
+        rows,
+        headers=["test images", "images", "A", "B", "B - A", "95 % interval", "p"],
+        **_TABLE,
+    )
+    return "\n".join(
+        [
+            table,
+            f"Dice of B is higher on {better} images, lower on {worse}, equal on "
+            f"{len(lesions) - better - worse}.",
+            f"Interval: bootstrap over images, {RESAMPLES} samples. p: two-sided paired "
+            "permutation test (A and B exchanged image by image).",
+            f"Best trials: A {a.best.trial if a.best else '?'}, B {b.best.trial if b.best else '?'}"
+            ". One training each: the difference is one of these two models, not of settings.",
+        ]
+    )
+
+
+def _row(
+    name: str,
+    pairs: list[tuple[ImageScore, ImageScore]],
+    numbers: Callable[[ImageScore], Any],
+    metric: Callable[[NDArray[np.float64]], Any],
+) -> list[str]:
+    columns = [np.array([numbers(pair[side]) for pair in pairs], np.float64) for side in (0, 1)]
+    found: Paired = paired(columns[0], columns[1], metric)
+    interval = f"{found.low:+.3f} to {found.high:+.3f}" if len(pairs) > 1 else "-"
+    p = f"{found.p:.4f}" if len(pairs) > 1 else "-"
+    values = (number(found.a), number(found.b), f"{found.b - found.a:+.3f}")
+    return [name, str(len(pairs)), *values, interval, p]
+
+
+def _dice(score: ImageScore) -> float:
+    return score.dice
+
+
+def _pixels(score: ImageScore) -> tuple[int, ...]:
+    return tuple(n for counts in score.counts for n in astuple(counts))
+
+
+def _pooled_accuracy(counts: NDArray[np.float64]) -> float:
+    return accuracy([Counts(*map(int, one)) for one in counts.sum(0).reshape(-1, 4)])
+
+
+# ---- the picture ----
+def _draw(a: Past, b: Past, metric: str, here: Path) -> None:
+    if find_spec("matplotlib") is None:
+        print("no picture: matplotlib is not installed")
+        return
+    from matplotlib.figure import Figure
+
+    path = here / f"compare-{a.name}-{b.name}.png"
+    if path.exists() and not _ours(path):
+        print(f"{path.name} was not made here; it is now {move_aside(path).name}")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, unit, place in zip(figure.subplots(1, 2), ("epochs", "hours"), (0, 1), strict=True):
+        for past in (a, b):
+            curve = best_so_far(past, metric)[place]
+            axes.step([x for x, _ in curve], [y for _, y in curve], where="post", label=past.name)
+        axes.set_xlabel(f"{unit} of training, all trials")
+        axes.set_ylabel(f"best {metric} so far")
+        axes.legend()
+    beside = path.with_name(f".{path.name}")
+    figure.savefig(beside, format="png", dpi=150, metadata={"Software": MADE_BY})
+    beside.replace(path)
+    print(f"Picture: {path.name}")
+
+
+def _ours(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == MADE_BY
+    except OSError:
+        return False

@@ -1,0 +1,178 @@
+"""One trial, all that is known of it: also while it runs, also where the storage is gone."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from study import failures, paste
+from study.chart import chart
+from study.history import RUNNING, Past, class_dice, files, read_json, run_folder_of
+from study.plan import megabytes
+from study.view import duration, number
+from trainer.errors import InputError
+from trainer.events import LOG_FILE, METRICS_FILE, EventReader
+
+LOG_LINES = 30
+INPUTS = ("config.json", "layers.json")
+"""With the Python files of a network: what makes a run folder a trial."""
+
+CHARTS = (
+    {"accuracy": "a", "foreground_dice": "d"},
+    {"loss": "t", "evaluation_loss": "e"},
+)
+NAMES = {
+    "accuracy": "accuracy",
+    "foreground_dice": "foreground Dice",
+    "loss": "training loss",
+    "evaluation_loss": "loss of the evaluated images",
+}
+
+
+def show_trial(past: Past, trial: int) -> None:
+    """Prints a trial; raises InputError for a number that the study does not have."""
+    entry = next((e for e in past.entries if e["trial"] == trial), None)
+    open_ = next(((state, params) for n, state, params in past.open if n == trial), None)
+    folder = run_folder_of(past, trial)
+    if entry is None and open_ is None and not folder.is_dir():
+        known = sorted({e["trial"] for e in past.entries} | {n for n, _, _ in past.open})
+        accepted = f"{known[0]} to {known[-1]}" if known else "none: it has no trial yet"
+        raise InputError(f"trial {trial}", f"is not in the study '{past.name}'", accepted)
+    events = _events(folder)
+    rows = [("Study, trial", f"{past.name}, {trial}"), *_state(past, entry, open_, folder)]
+    rows += _settings(folder, entry, open_)
+    rows += _scores(past, entry, events)
+    rows += [("The study", what) for what in past.missing]
+    print(tabulate(rows, tablefmt="plain", maxcolwidths=[None, 100], disable_numparse=True))
+    for line in _curves(events):
+        print(line)
+    log = failures.last_lines(folder, LOG_LINES).splitlines()[-LOG_LINES:]
+    if log:
+        print(f"\nThe last lines of {paste.shown(folder / LOG_FILE)}:")
+        print("\n".join(f"  {_plain(line)}" for line in log))
+    if there := files(folder):
+        print("\nIts files:")
+        for path, size in there:
+            print(f"  {megabytes(size):>8}  {_plain(str(path.relative_to(folder)))}")
+    if command := repeat_command(past, trial, events):
+        print(f"\nTo repeat it by hand, in a new folder:\n  {command}")
+
+
+def _plain(text: str) -> str:
+    """Without what would steer the terminal: a trial may log or name what it likes."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _events(folder: Path) -> list[dict[str, Any]]:
+    try:
+        return EventReader(folder / METRICS_FILE).new()
+    except ValueError:
+        return []
+
+
+def _state(
+    past: Past,
+    entry: dict[str, Any] | None,
+    open_: tuple[str, dict[str, Any]] | None,
+    folder: Path,
+) -> list[tuple[str, str]]:
+    if entry:
+        cause = entry.get("cause") or f"it trained all of its {entry.get('epochs', '?')} epochs"
+        rows = [("State", str(entry["state"])), ("Why", _plain(str(cause)))]
+        return [*rows, ("Time", duration(float(entry.get("seconds") or 0)))]
+    if open_ and open_[0] != RUNNING.upper():
+        return [("State", open_[0]), ("Why", "it waits for its turn")]
+    result = read_json(folder / "result.json") or {}
+    if past.state == RUNNING and not result:
+        return [("State", "RUNNING"), ("Why", "its driver is at work")]
+    told = f"; it said: {_plain(str(result['reason']))}" if result.get("reason") else ""
+    if past.state == RUNNING:
+        return [("State", "ENDING"), ("Why", f"its driver has not told the study yet{told}")]
+    return [("State", "CUT OFF"), ("Why", f"its driver is gone; --resume begins it again{told}")]
+
+
+def _settings(
+    folder: Path, entry: dict[str, Any] | None, open_: tuple[str, dict[str, Any]] | None
+) -> list[tuple[str, str]]:
+    """From its configuration, else from what the study chose."""
+    content = (read_json(folder / "config.json") or {}).get("neural_network")
+    if not isinstance(content, dict):
+        chosen = open_[1] if open_ else entry or {}
+        keys = ("optimizer", "learning_rate", "lr", "loss", "weights")
+        return [(key, str(chosen[key])) for key in keys if key in chosen]
+    data, optimizer = content.get("data", {}), content.get("optimizer", {})
+    transforms = [*data.get("transforms", []), *data.get("input_transforms", [])]
+    schedule = optimizer.get("lr_scheduler")
+    rows = [
+        ("Optimizer", f"{optimizer.get('type')}, rate {optimizer.get('learning_rate', 0):.4g}"),
+        ("Schedule", f"{schedule['type']}, gamma {schedule.get('gamma')}" if schedule else "none"),
+        ("Loss", str(content.get("loss", {}).get("function"))),
+        ("Epochs, batch size", f"{content.get('num_epochs')}, {data.get('batch_size')}"),
+        ("Transforms", ", ".join(f"{k} {v}" for t in transforms for k, v in t.items())),
+        ("Images", str(data.get("input_path"))),
+    ]
+    return rows + ([("Weights", str(entry["weights"]))] if entry and entry.get("weights") else [])
+
+
+def _scores(
+    past: Past, entry: dict[str, Any] | None, events: list[dict[str, Any]]
+) -> list[tuple[str, str]]:
+    epochs = [e for e in events if e.get("event") == "epoch" and e.get(past.metric) is not None]
+    if not epochs and entry and entry.get("value") is not None:
+        told = {"event": "epoch", "epoch": entry.get("epoch_max_acc"), **entry}
+        epochs = [{**told, "accuracy": entry.get("max_acc"), past.metric: entry["value"]}]
+    if not epochs:
+        return [("Best epoch", "none: no epoch was evaluated")]
+    best = max(epochs, key=lambda e: (e[past.metric], -e["epoch"]))
+    last = epochs[-1]
+    on = best.get("evaluated_on") or "its images"
+    text = f"{best['epoch']} of {last.get('epochs', '?')}; on {on}: "
+    text += f"accuracy {number(best.get('accuracy'))}, foreground Dice "
+    text += f"{number(best.get('foreground_dice'))}, IoU {number(best.get('iou'))}"
+    rows = [("Best epoch", text)]
+    if entry and class_dice(entry):
+        rows.append(("Dice by class", class_dice(entry)))
+    start = next((e for e in events if e.get("event") == "start"), None)
+    if start:
+        device = f"{start.get('device')}, threads: {start.get('threads')}"
+        rows.append(("Device", f"{device}; {start.get('parameters')} parameters"))
+    return rows
+
+
+def _curves(events: list[dict[str, Any]]) -> list[str]:
+    epochs = [event for event in events if event.get("event") == "epoch"]
+    lines = []
+    for wanted in CHARTS:
+        curves = {
+            NAMES[key]: [(e["epoch"], e[key]) for e in epochs if e.get(key) is not None]
+            for key in wanted
+        }
+        drawn = chart(curves, "epoch", list(wanted.values()))
+        lines += ["", *drawn] if drawn else []
+    return lines
+
+
+def repeat_command(past: Past, trial: int, events: list[dict[str, Any]]) -> str:
+    """One line to paste: a new folder with the trial's inputs, and the trainer in it.
+
+    The configuration names its network file beside it, so that both are copied. Device and threads
+    are those of the trial: on a CPU its numbers come again. "" where its inputs are gone.
+    """
+    folder = run_folder_of(past, trial)
+    inputs = [folder / name for name in INPUTS] + sorted(folder.glob("*.py"))
+    if not all(path.is_file() for path in inputs):
+        return ""
+    name, count = f"again-{past.name}-{trial}", 1
+    while Path(name).exists():
+        count += 1
+        name = f"again-{past.name}-{trial}-{count}"
+    new = shlex.quote(name)
+    start = next((e for e in events if e.get("event") == "start"), {})
+    device = " --device cpu" if start.get("device") == "CPU" else ""
+    threads = f" --threads {start['threads']}" if start.get("threads") else ""
+    copied = " ".join(paste.shown(path) for path in inputs)
+    train = f"{paste.trainer('trainer')} --config={new}/config.json --run-folder {new}"
+    return f"mkdir {new} && cp {copied} {new} && {train}{device}{threads}"

@@ -1,0 +1,156 @@
+"""What a training will take: its parts, each done once for real on a few images and timed.
+
+python -m trainer --config=FILE --measure        (with --run-folder DIR also in result.json)
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from trainer.batch_norm import MOST_IMAGES, refresh_batch_norm
+from trainer.checkpoint import Progress, Saver
+from trainer.config import Config
+from trainer.data.cache import SHARE_OF_FREE_MEMORY, ImageSet, free_memory_bytes
+from trainer.data.folders import Pair
+from trainer.data.transforms import BatchTransform
+from trainer.device import device_label, open_device, peak_memory_bytes
+from trainer.errors import InputError
+from trainer.evaluate import OwnSizeMasks, evaluate
+from trainer.losses import build_loss
+from trainer.networks.build import build
+from trainer.networks.weights import find_weights
+from trainer.optimizers import build_optimizer
+from trainer.outputs import TextLogs
+from trainer.parts import open_parts, usage_of
+from trainer.train import Run, Work, train_epoch
+
+BATCHES = 4
+LONG_SECONDS = 10.0
+"""A first batch that takes longer than this is followed by one more, not by several."""
+
+REPEATS = 3
+T = TypeVar("T")
+
+
+def measure(config: Config, this: Run) -> dict[str, Any]:
+    """Seconds of each part and the memory, as the driver extrapolates them (study/forecast.py).
+
+    {"seconds": {build, read_image, step, batch_norm_image, evaluate_image, first_evaluate_image,
+    checkpoint}, "images": {training, evaluation, batch_norm}, "batch_size", "measured_seconds",
+    "reads_every_epoch", "memory_bytes", "gpu_memory_bytes", "device"}. A step is one batch. Nothing
+    is written but a checkpoint where there is a folder for it. Raises InputError where nothing is
+    trained.
+    """
+    if not config.trains:
+        raise InputError("--measure", "this configuration trains nothing", "one with input_path")
+    assert config.optimizer and config.loss
+    began = time.monotonic()
+    device = open_device(this.device, this.threads, config.deterministic)
+    parts = open_parts(config)
+    usage = usage_of(config, parts)
+    torch.manual_seed(parts.seed)
+    weights = find_weights(usage.network, usage.source)
+    folder = Path(usage.source).absolute().parent
+    network = build(usage.network, weights, folder=folder, trust_code=True).to(device)
+    optimizer = build_optimizer(network.parameters(), config.optimizer)
+    classes = usage.network.classes
+    transform, loss = BatchTransform(usage.data, classes), build_loss(config.loss, classes)
+    work = Work(config, this, parts, network, device, transform, loss)
+    progress = Progress()
+    saver = Saver(
+        this.checkpoints,
+        config,
+        usage,
+        network,
+        optimizer,
+        None,
+        progress,
+        this.events,
+        "measured",
+        {},
+    )
+    built = time.monotonic() - began
+
+    def read(pairs: list[Pair]) -> ImageSet:
+        images = ImageSet(pairs, usage.network.in_channels, usage.size, usage.masks)
+        images.preload(torch.get_num_threads(), this.stop.asked)
+        this.stop.check()
+        images.to(device)
+        return images
+
+    def train(images: ImageSet) -> None:
+        progress.losses.clear()
+        train_epoch(work, images, optimizer, 1, TextLogs(None), saver, progress)
+
+    batch = min(config.data.batch_size, len(parts.training))
+    first, seconds_to_read = _timed(lambda: read(_spread(parts.training, batch)))
+    _, warm_up = _timed(lambda: train(first))
+    more = first
+    if warm_up < LONG_SECONDS:
+        more = read(_spread(parts.training, BATCHES * batch))
+    repeats = REPEATS if warm_up * BATCHES < LONG_SECONDS else 1
+    batches = math.ceil(len(more) / batch)
+    step = statistics.median(_timed(lambda: train(more))[1] for _ in range(repeats)) / batches
+
+    def refresh() -> None:
+        refresh_batch_norm(network, more, transform, device, config.data.batch_size)
+
+    if warm_up < LONG_SECONDS:
+        refresh()  # the first one is slower
+    _, normed = _timed(refresh)
+    seconds = {"build": built, "read_image": seconds_to_read / len(first), "step": step}
+    seconds["batch_norm_image"] = normed / min(len(more), MOST_IMAGES)
+    if parts.evaluation:
+        evaluated = read(_spread(parts.evaluation, config.data.test_batch_size))
+        masks = OwnSizeMasks(evaluated, device) if evaluated.has_targets else None
+
+        def score() -> None:
+            test_batch = config.data.test_batch_size
+            told = loss if evaluated.has_targets else None
+            evaluate(network, evaluated, transform, device, test_batch, told, masks)
+
+        for name in ("first_evaluate_image", "evaluate_image"):
+            seconds[name] = _timed(score)[1] / len(evaluated)
+    _, seconds["checkpoint"] = _timed(saver.best)
+    raw, _ = more.batch(torch.zeros(1, dtype=torch.long, device=more.device))
+    image_bytes = raw.nbytes * 4 // 3
+    images = len(parts.training) + len(parts.evaluation)
+    kept = image_bytes * len(parts.training) <= SHARE_OF_FREE_MEMORY * free_memory_bytes()
+    unit = 1 if sys.platform == "darwin" else 1024
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {
+        "seconds": seconds,
+        "images": {
+            "training": len(parts.training),
+            "evaluation": len(parts.evaluation),
+            "batch_norm": min(len(parts.training), MOST_IMAGES),
+        },
+        "batch_size": config.data.batch_size,
+        "reads_every_epoch": not kept,
+        "memory_bytes": resident + (image_bytes * images if kept else 0),
+        "gpu_memory_bytes": peak_memory_bytes(device),
+        "device": device_label(device),
+        "threads": torch.get_num_threads(),
+        "measured_seconds": time.monotonic() - began,
+    }
+
+
+def _timed(do: Callable[[], T]) -> tuple[T, float]:
+    began = time.monotonic()
+    result = do()
+    return result, time.monotonic() - began
+
+
+def _spread(pairs: list[Pair], most: int) -> list[Pair]:
+    """At most so many of the images, spread evenly: sizes differ from image to image."""
+    count = min(most, len(pairs))
+    return [pairs[index * len(pairs) // count] for index in range(count)]
