@@ -283,6 +283,32 @@ def compare(
 
 
 @app.command()
+def check(
+    data: Annotated[Path, _option("--data", help="Folder of images and masks.")] = Path("./data"),
+    labels: Annotated[
+        Path | None, _option("--labels", help="Labels file, where masks have several classes.")
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        _option("--group-by", help="Regular expression on names; equal matches are a group."),
+    ] = None,
+    out: Annotated[Path, _option("--out", help="Picture to write.")] = Path("check.png"),
+    everything: Annotated[bool, _option("--all", help="Name every file, not ten a kind.")] = False,
+) -> None:
+    """Tells everything that is amiss with --data, and draws twelve images. Starts nothing."""
+    import os
+
+    from rich.console import Console
+
+    from study.check import run_check
+    from trainer.data.labels import read_labels
+
+    classes = read_labels(labels) if labels else []
+    folder = Path(os.path.abspath(data))
+    raise typer.Exit(run_check(folder, classes, group_by, out, everything, Console()))
+
+
+@app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(help="Images (a folder, with its subfolders, or one).")],
     model: Annotated[

@@ -24,8 +24,8 @@ from study.view import number
 from trainer.errors import InputError
 from trainer.events import RESULT_FILE
 from trainer.metrics import Counts, ImageScore, accuracy
+from trainer.picture import is_ours, save_picture
 
-MADE_BY = "rml-optimization compare"
 """In the picture's metadata: a picture with it may be drawn again."""
 
 NOT_SETTINGS = ("launcher", "docker-image", "gpu", "threads", "timeout", "keep-checkpoints")
@@ -190,9 +190,9 @@ def _draw(a: Past, b: Past, metric: str, here: Path) -> None:
     from matplotlib.figure import Figure
 
     path = here / f"compare-{a.name}-{b.name}.png"
-    if path.exists() and not _ours(path):
+    if path.exists() and not is_ours(path):
         print(f"{path.name} was not made here; it is now {move_aside(path).name}")
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
     for axes, unit, place in zip(figure.subplots(1, 2), ("epochs", "hours"), (0, 1), strict=True):
         for past in (a, b):
             curve = best_so_far(past, metric)[place]
@@ -200,17 +200,5 @@ def _draw(a: Past, b: Past, metric: str, here: Path) -> None:
         axes.set_xlabel(f"{unit} of training, all trials")
         axes.set_ylabel(f"best {metric} so far")
         axes.legend()
-    beside = path.with_name(f".{path.name}")
-    figure.savefig(beside, format="png", dpi=150, metadata={"Software": MADE_BY})
-    beside.replace(path)
+    save_picture(figure, path)
     print(f"Picture: {path.name}")
-
-
-def _ours(path: Path) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.info.get("Software") == MADE_BY
-    except OSError:
-        return False

@@ -39,7 +39,7 @@ class Scanned:
     `values` counts the pixels of its truth by value, or by class where classes are named (all 0
     without truth), `mask_values` the values and colours of its mask files. `view` is the 64x64
     image, `grey` says whether it has no colour, `brightness` is (mean, standard deviation) of the
-    64x64 image in 0 to 255.
+    64x64 image in 0 to 255, `distinct` counts the grey values of the whole image.
     """
 
     pair: Pair
@@ -50,6 +50,7 @@ class Scanned:
     digest: str
     grey: bool
     brightness: tuple[float, float]
+    distinct: int
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def _scan(pair: Pair, classes: list[MaskClass]) -> Scanned:
         digest.hexdigest(),
         _is_grey(image),
         (float(pixels.mean()), float(pixels.std())),
+        sum(count > 0 for count in grey.histogram()),
     )
 
 
@@ -240,8 +242,8 @@ def read_dataset(
         _every_class_is_there(found.train, masks, str(layout.targets))
     else:
         masks = values.meaning(str(layout.targets))
-    train = _images(found.train, masks)
-    test = _images(found.test, masks) if found.test else None
+    train = images_of(found.train, masks)
+    test = images_of(found.test, masks) if found.test else None
     if train.empty.all():
         raise InputError(
             str(layout.targets), "no training mask has a lesion", "some masks with foreground"
@@ -266,12 +268,12 @@ def foreground_shares(images: list[Scanned], masks: Masks) -> NDArray[np.float64
     return np.array([one.values[above].sum() / max(1, one.values.sum()) for one in images])
 
 
-def _images(images: list[Scanned], masks: Masks) -> Images:
+def images_of(images: list[Scanned], masks: Masks | None = None) -> Images:
+    """The images as arrays; without the masks' meaning, none has foreground."""
+    shares = foreground_shares(images, masks) if masks else np.zeros(len(images))
+    views = [one.view for one in images] or [np.zeros(TWIN_SIDE**2, np.float32)]
     return Images(
-        [one.pair for one in images],
-        [one.size for one in images],
-        foreground_shares(images, masks),
-        np.stack([one.view for one in images]),
+        [one.pair for one in images], [one.size for one in images], shares, np.stack(views)
     )
 
 

@@ -30,7 +30,7 @@ def groups_of(images: Images, group_by: str | None) -> list[list[int]]:
 
     for a, b in twins(images, images):
         parent[root(max(a, b))] = root(min(a, b))
-    keys = _keys(images, group_by)
+    keys = group_keys(images, group_by)
     if group_by is not None and not any(keys):
         accepted = f"names like {images.names[0]}"
         raise InputError("--group-by", f"'{group_by}' matches no image name", accepted)
@@ -45,7 +45,8 @@ def groups_of(images: Images, group_by: str | None) -> list[list[int]]:
     return list(members.values())
 
 
-def _keys(images: Images, group_by: str | None) -> list[str | None]:
+def group_keys(images: Images, group_by: str | None) -> list[str | None]:
+    """The group of each image by its name; None for a name that does not match."""
     if group_by is None:
         return [None] * len(images)
     try:
@@ -123,8 +124,8 @@ def crossings(dataset: Dataset, parts: Parts, group_by: str | None) -> dict[str,
     `group_by` does not match, `shared` test images whose group is in training or validation too,
     and `leaks` validation images with a near-twin or a group in training (a given split)."""
     train, test = dataset.train, dataset.test or dataset.train
-    keys = dict(zip(train.names, _keys(train, group_by), strict=True))
-    test_keys = dict(zip(test.names, _keys(test, group_by), strict=True))
+    keys = dict(zip(train.names, group_keys(train, group_by), strict=True))
+    test_keys = dict(zip(test.names, group_keys(test, group_by), strict=True))
     learnt = {keys[n] for n in (*parts.training, *parts.validation)} - {None}
     groups = groups_of(train, group_by)
     training, validation = set(parts.training), set(parts.validation)

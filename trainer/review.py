@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.cases import Case, Review, gather, open_predictions, summary
-from trainer.data.images import open_image
 from trainer.errors import InputError, RmlError
 from trainer.overlay import COLOURS, colour_of
+from trainer.picture import check_picture, save_picture
 
 MOST_IMAGES = 200
 
@@ -33,8 +33,6 @@ PANEL, GAP, MARGIN, HEADER, TITLE = 2.1, 0.35, 0.15, 0.95, 0.27
 """Inches: width of a panel, between groups, around the page, above the rows, above a panel."""
 
 LONGEST_NAME = 40
-OURS = "trainer.review"
-"""Marks the pictures that this module wrote: only those are overwritten."""
 
 
 def draw_page(review: Review, title: str, path: Path) -> None:
@@ -67,7 +65,7 @@ def draw_page(review: Review, title: str, path: Path) -> None:
         ]
         _draw_case(axes, case, review.threshold, shape, first=row == 0)
     _draw_header(figure, review, title, (wide, high))
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def _draw_case(axes: list[Any], case: Case, threshold: float, shape: float, first: bool) -> None:
@@ -163,35 +161,6 @@ def _draw_header(figure: Any, review: Review, title: str, size: tuple[float, flo
     )
 
 
-def check_output(path: Path) -> None:
-    """Raises InputError where `path` is no PNG, or a file that this module did not write."""
-    if path.suffix.lower() != ".png":
-        raise InputError(f"--out {path}", "this is not a name of a PNG", "FILE.png")
-    if not path.parent.is_dir():
-        raise InputError(f"--out {path}", f"there is no folder {path.parent}", fix="make it first")
-    if not path.exists():
-        return
-    try:
-        ours = open_image(path).info.get("Software") == OURS
-    except InputError:
-        ours = False
-    if not ours:
-        found = "is there already, and is no picture of trainer.review"
-        raise InputError(str(path), found, fix="name another file with --out")
-
-
-def _save(figure: Any, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(partial, format="png", metadata={"Software": OURS})
-        partial.replace(path)
-    except OSError as error:
-        found = f"cannot be written ({error.strerror or error})"
-        raise InputError(str(path), found, fix="name another file with --out") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 # ----------------------------------------------------------------------------- the command line
 
 
@@ -216,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not 1 <= given.images <= MOST_IMAGES:
             raise InputError("--images", f"is {given.images}", f"1 to {MOST_IMAGES}")
         with open_predictions(given.predictions, given.inputs, given.targets) as source:
-            check_output(out)
+            check_picture(out)
             review = gather(source, given.images)
         draw_page(review, given.predictions.name, out)
     except RmlError as error:
