@@ -74,8 +74,8 @@ def find_start_weights(settings: Settings, study_folder: Path) -> StartWeights:
     `auto`: an encoder's ImageNet weights where they were fetched before, else random ones.
     """
     start = _find(settings, study_folder)
-    module = module_file(start.layers, settings.layers)
-    if module is None or settings.trial_command:
+    module = None if settings.trial_command else module_file(start.layers, settings.layers)
+    if module is None:
         return start
     named = f"{module.name}:{start.layers['module'].rpartition(':')[2]}"
     return replace(
