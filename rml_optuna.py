@@ -176,11 +176,15 @@ class Driver:
     def watch(self, running: Running, trial: optuna.Trial, record: TrialRecord) -> int:
         """Follows a trial epoch by epoch, stops it where it should; its exit code."""
         known = dict(self.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+        since = time.monotonic()
         try:
             while True:
                 exit_code = running.exit_code  # before the poll: nothing comes after it
                 for event in running.poll():
                     if event.get("event") == "epoch" and not record.cause:
+                        if event.get("seconds") is None:  # a script need not tell them
+                            event["seconds"] = time.monotonic() - since
+                        since = time.monotonic()
                         self.report(event, trial, record, known)
                     elif event.get("event") == UNREADABLE:
                         self.unreadable(trial.number, event)

@@ -12,7 +12,8 @@ from PIL import Image
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # asked to stop
 config = json.loads(Path(sys.argv[1]).read_text())["neural_network"]
 data, chosen = config["data"], config["optimizer"]
-parts = json.loads(Path(data["split"]).read_text())["parts"]
+split = json.loads(Path(data["split"]).read_text())
+parts, threshold = split["parts"], split["masks"]["threshold"] / 255
 
 
 def read(folder, part):
@@ -24,7 +25,8 @@ def read(folder, part):
 
 
 inputs, unseen = (read(data["input_path"], part) for part in ("training", "validation"))
-targets, truth = (read(data["target_path"], part) > 0.5 for part in ("training", "validation"))
+targets = read(data["target_path"], "training") > threshold
+truth = read(data["target_path"], "validation") > threshold
 torch.manual_seed(0)
 network = torch.nn.Sequential(torch.nn.InstanceNorm2d(1), torch.nn.Conv2d(1, 1, 9, padding=4))
 optimizers = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop, "sgd": torch.optim.SGD}

@@ -44,7 +44,8 @@ def choose_launcher(
         if reason:
             raise InputError("--launcher docker", reason, fix="mend that, or run with --no-gpu")
         why = "asked for by " + ("--docker-image" if image_given else "--launcher docker")
-        why = f"{why}, image {image if own_command else _named(docker, image)}"
+        named = image if own_command and docker.foreign else _named(docker, image)
+        why = f"{why}, image {named}"
         return Place(docker, why, docker.foreign and not own_command, docker.image.id)
     if own_command:
         why = "the command runs as you typed it; in a container: --docker-image NAME"

@@ -70,7 +70,7 @@ class Promotion:
         else:
             files[SPLIT_FILE] = self.folder / SPLIT_FILE
         if self.start.module:
-            files[self.start.module.name] = run_folder / self.start.module.name
+            files[self.start.module.name] = self.start.module
         config = None if own else lambda folder: self._config(best, folder)
         self.records.promote(model, files, self._origin(best, scores), config)
 

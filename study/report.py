@@ -291,9 +291,12 @@ def print_end_of_command(
     rows = [
         *_trial_rows(settings, best, records),
         (f"Its {settings.metric}", f"{best.value:.3f}, as the command told it"),
-        ("Test images", "not evaluated: only your command knows how"),
-        ("Model", kept),
     ]
+    if settings.select_on == "test":
+        rows.append(("Chosen on", "THE TEST IMAGES (published protocol): optimistic"))
+    else:
+        rows.append(("Test images", "not evaluated: only your command knows how"))
+    rows.append(("Model", kept))
     print_grid(rows, console)
     line = "Every trial: list_acc.json."
     console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -100,8 +100,8 @@ def find_start_weights(settings: Settings, dataset: Dataset, study_folder: Path)
     `auto`: an encoder's ImageNet weights where they were fetched before, else random ones.
     """
     start = _find(settings, dataset, study_folder)
-    module = module_file(start.layers, settings.layers)
-    if module is None or settings.trial_command:
+    module = None if settings.trial_command else module_file(start.layers, settings.layers)
+    if module is None:
         return start
     named = f"{module.name}:{start.layers['module'].rpartition(':')[2]}"
     return replace(

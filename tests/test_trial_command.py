@@ -15,6 +15,7 @@ import optuna
 import pytest
 
 from launchers import owner
+from launchers.choice import choose_launcher
 from study.trial_command import parse_trial_command
 from tests import studies
 from trainer.errors import InputError
@@ -110,6 +111,16 @@ def test_a_program_that_is_not_here(here: Path) -> None:
     code, _, told = studies.typed_here(here, *options("no-such-program {config}"))
     assert code == 2 and "there is no program 'no-such-program' here" in told
     assert not (here / "runs").exists()
+
+
+def test_a_command_runs_as_a_process_unless_a_container_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)  # no torch here
+    place = choose_launcher("auto", "rml-trainer", False, False, True)
+    assert (place.launcher.name, place.foreign) == ("process", False)
+    with pytest.raises(InputError, match="no torch"):
+        choose_launcher("process", "rml-trainer", False, False)
 
 
 @pytest.mark.parametrize(
