@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from study.chart import chart
-from study.history import Past, read_json
+from study.history import Past, read_object
 from study.records import move_aside
 from study.statistics import RESAMPLES, Paired, paired
 from study.view import number
@@ -62,7 +62,7 @@ def _differences(a: Past, b: Past) -> list[list[str]]:
     networks = [json.dumps(past.origin.get("network"), sort_keys=True) for past in (a, b)]
     if networks[0] != networks[1] and a.options.get("layers") == b.options.get("layers"):
         rows.append(["content of --layers", *networks])
-    parts = [(read_json(past.folder / "split.json") or {}).get("parts") or {} for past in (a, b)]
+    parts = [read_object(past.folder / "split.json").get("parts") or {} for past in (a, b)]
     for part in PARTS:
         names = [set(p.get(part) or []) for p in parts]
         if names[0] != names[1]:
@@ -122,8 +122,8 @@ def _same_images(a: Past, b: Past) -> list[tuple[ImageScore, ImageScore]]:
 
 def _test_scores(past: Past) -> list[ImageScore]:
     best = past.best
-    result = read_json(past.folder / f"test-{best.trial:04d}" / RESULT_FILE) if best else None
-    images = ((result or {}).get("evaluation") or {}).get("images")
+    result = read_object(past.folder / f"test-{best.trial:04d}" / RESULT_FILE) if best else {}
+    images = (result.get("evaluation") or {}).get("images")
     if not images:
         fix = f"let it end: --study-name '{past.name}' --resume"
         found = "has no scores of the test images by its best trial"

@@ -85,8 +85,7 @@ class Past:
     @property
     def origin(self) -> dict[str, Any]:
         """best_model.json of its model; empty without one."""
-        content = read_json(self.folder / BEST_FOLDER / ORIGIN_FILE)
-        return content if isinstance(content, dict) else {}
+        return read_object(self.folder / BEST_FOLDER / ORIGIN_FILE)
 
 
 def files(folder: Path) -> list[tuple[Path, int]]:
@@ -106,6 +105,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds; empty where there is none."""
+    content = read_json(path)
+    return content if isinstance(content, dict) else {}
 
 
 def studies(here: Path, url: str) -> list[Past]:

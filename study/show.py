@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tabulate import tabulate
 
 from study import failures, paste
 from study.chart import chart
-from study.history import RUNNING, Past, class_dice, files, read_json, run_folder_of
+from study.history import RUNNING, Past, class_dice, files, read_object, run_folder_of
 from study.plan import megabytes
 from study.view import duration, number
 from trainer.errors import InputError
@@ -67,10 +68,17 @@ def _plain(text: str) -> str:
 
 
 def _events(folder: Path) -> list[dict[str, Any]]:
+    """What the trial told; a script of the user may have told anything."""
     try:
-        return EventReader(folder / METRICS_FILE).new()
+        told: list[Any] = EventReader(folder / METRICS_FILE).new()
     except ValueError:
         return []
+    events = [event for event in told if isinstance(event, dict)]
+    return [e for e in events if e.get("event") != "epoch" or _is_number(e.get("epoch"))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and isfinite(value)
 
 
 def _state(
@@ -85,7 +93,7 @@ def _state(
         return [*rows, ("Time", duration(float(entry.get("seconds") or 0)))]
     if open_ and open_[0] != RUNNING.upper():
         return [("State", open_[0]), ("Why", "it waits for its turn")]
-    result = read_json(folder / "result.json") or {}
+    result = read_object(folder / "result.json")
     if past.state == RUNNING and not result:
         return [("State", "RUNNING"), ("Why", "its driver is at work")]
     told = f"; it said: {_plain(str(result['reason']))}" if result.get("reason") else ""
@@ -98,7 +106,7 @@ def _settings(
     folder: Path, entry: dict[str, Any] | None, open_: tuple[str, dict[str, Any]] | None
 ) -> list[tuple[str, str]]:
     """From its configuration, else from what the study chose."""
-    content = (read_json(folder / "config.json") or {}).get("neural_network")
+    content = read_object(folder / "config.json").get("neural_network")
     if not isinstance(content, dict):
         chosen = open_[1] if open_ else entry or {}
         keys = ("optimizer", "learning_rate", "lr", "loss", "weights")
@@ -120,7 +128,7 @@ def _settings(
 def _scores(
     past: Past, entry: dict[str, Any] | None, events: list[dict[str, Any]]
 ) -> list[tuple[str, str]]:
-    epochs = [e for e in events if e.get("event") == "epoch" and e.get(past.metric) is not None]
+    epochs = [e for e in events if e.get("event") == "epoch" and _is_number(e.get(past.metric))]
     if not epochs and entry and entry.get("value") is not None:
         told = {"event": "epoch", "epoch": entry.get("epoch_max_acc"), **entry}
         epochs = [{**told, "accuracy": entry.get("max_acc"), past.metric: entry["value"]}]
@@ -147,7 +155,7 @@ def _curves(events: list[dict[str, Any]]) -> list[str]:
     lines = []
     for wanted in CHARTS:
         curves = {
-            NAMES[key]: [(e["epoch"], e[key]) for e in epochs if e.get(key) is not None]
+            NAMES[key]: [(e["epoch"], e[key]) for e in epochs if _is_number(e.get(key))]
             for key in wanted
         }
         drawn = chart(curves, "epoch", list(wanted.values()))

@@ -158,6 +158,16 @@ def test_show(here: Path) -> None:
     assert "--device cpu --threads 2" in out.splitlines()[-1]
 
 
+def test_show_of_a_trial_that_told_nonsense(here: Path) -> None:
+    lines = ['{"event": "epoch"}', "[1]", '{"event": "epoch", "epoch": 1, "accuracy": NaN}']
+    lines += ['{"event": "epoch", "epoch": 2, "accuracy": 0.5, "loss": "low"}']
+    (here / "runs/c/trial-0001/metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (here / "runs/c/trial-0001/result.json").write_text("[]")
+    assert "2 of ?; on its images: accuracy 0.500" in typed(here, "show", "1")
+    (here / "runs/c/trial-0001/metrics.jsonl").write_text("no JSON\n")
+    assert "COMPLETE" in typed(here, "show", "1")
+
+
 def test_show_of_a_trial_that_runs_or_was_cut_off(here: Path) -> None:
     shutil.copytree(here / "runs/a/trial-0000", here / "runs/a/trial-0003")
     (here / "runs/a/trial-0003/result.json").unlink()
