@@ -628,15 +628,12 @@ def finish(driver: Driver, console: Console) -> int:
             f"no trial finished: {causes}\nto go on: {resume_command(driver.settings)}"
         )
     scores = driver.test(best)
+    told = {"accuracy": best.max_acc, "evaluated_on": "test"} if driver.place.foreign else scores
+    driver.promotion.promote(best, told, ended=True)
     launcher = driver.place.launcher.name
     if driver.settings.trial_command:
         print_end_of_command(driver.settings, driver.folder, best, records, console)
         return 0
-    if driver.place.foreign:
-        scores_of_test: dict[str, Any] | None = {"accuracy": best.max_acc, "evaluated_on": "test"}
-    else:
-        scores_of_test = scores
-    driver.promotion.promote(best, scores_of_test)
     validation = read_result(driver.folder / run_name(best.trial))
     print_end(driver.settings, driver.split, best, records, validation, scores, launcher, console)
     return 0
