@@ -201,7 +201,8 @@ class Records:
         """The trial whose model is the study's, and whether the study had ended then."""
         try:
             origin = json.loads((self.folder / BEST_FOLDER / ORIGIN_FILE).read_text("utf-8"))
-            return int(origin["trial"]), bool(origin["study_ended"])
+            ended = origin.get("study_ended", origin["test"] is not None)
+            return int(origin["trial"]), bool(ended)
         except (OSError, ValueError, LookupError):
             return None
 
