@@ -169,7 +169,7 @@ def plan_command(options: Given, here: Path) -> int:
     """Tells what the study that the options describe would take; the exit code."""
     from rich.console import Console
 
-    from rml_optuna import plan_study
+    from study.commands.plan import plan_study
 
     if options.options["resume"]:
         raise InputError("--resume", "a plan is of a new study", "plan without --resume")

@@ -16,8 +16,8 @@ from launchers.choice import Place
 from launchers.mounts import mounts
 from study import paste, statistics
 from study.dataset import Dataset, score_of_nothing
-from study.plan import megabytes
 from study.records import MODEL_FILE, TrialRecord, checkpoint_of, run_name
+from study.resources import megabytes
 from study.settings import Settings
 from study.slots import Slot, gpus
 from study.space import first_point

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from study.check import Problem, find_problems, meaning_of, run_check
+from study.commands.check import Problem, find_problems, meaning_of, run_check
 from study.dataset import scan
 from tests import studies
 from trainer.data.labels import MaskClass

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import rml_optuna
-from study.chart import HEIGHT, chart
+from study.commands.chart import HEIGHT, chart
 from study.lock import DriverLock
 from study.statistics import paired
 from tests import studies

@@ -10,9 +10,9 @@ from typing import Any
 from tabulate import tabulate
 
 from study import failures, paste
-from study.chart import chart
-from study.history import RUNNING, Past, class_dice, files, read_object, run_folder_of
-from study.plan import megabytes
+from study.commands.chart import chart
+from study.commands.history import RUNNING, Past, class_dice, files, read_object, run_folder_of
+from study.resources import megabytes
 from study.view import duration, number
 from trainer.errors import InputError
 from trainer.events import LOG_FILE, METRICS_FILE, EventReader
