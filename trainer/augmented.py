@@ -62,15 +62,15 @@ def read_config(path: Path) -> Config:
     """The configuration at `path`, from wherever it is typed.
 
     A path in it that is not there from the working directory is taken from the configuration's own
-    folder: that of a trial names its layers.json so.
+    folder (that of a trial names its layers.json so), or from the one above (best_model/ does).
     """
     config = load_config(path)
+    own = path.absolute().parent
 
     def found(text: str | None) -> str | None:
         if text is None or Path(text).exists():
             return text
-        beside = path.absolute().parent / text
-        return str(beside) if beside.exists() else text
+        return next((str(at / text) for at in (own, own.parent) if (at / text).exists()), text)
 
     data = {name: found(getattr(config.data, name)) for name in PATHS}
     load = {"load": found(config.checkpoints.load)}
