@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from launchers import Job
+from launchers.container import Image, command_inside
 from launchers.run_folder import device_in_container, device_inside, gpu_name
 from tests import studies
 from trainer.__main__ import limit_threads, translated
@@ -131,3 +133,6 @@ def test_a_process_may_use_mps_a_container_never() -> None:
     assert device_inside("mps") == "mps" and device_in_container("mps") == "cpu"
     assert device_in_container("cuda:3") == "cuda:0" and device_in_container("cpu") == "cpu"
     assert gpu_name("mps", {}) is None
+    job = Job(Path("/runs/s/trial-0000"), "s", 0, device="mps", threads=2)
+    inside = command_inside(job, Image("rml-trainer", "1", "source"))
+    assert inside[inside.index("--device") + 1] == "cpu"
