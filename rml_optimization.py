@@ -106,7 +106,7 @@ def study(
         _option(
             "--layers",
             help="Network file; looked up here, then beside the program. "
-            "[default: ./layers/resunet.json with a GPU, else ./layers/unet_small.json]",
+            "[default: ./layers/resunet.json with an NVIDIA GPU, else ./layers/unet_small.json]",
             show_default=False,
         ),
     ] = None,
@@ -115,7 +115,7 @@ def study(
         _option(
             "--image-size",
             help="Side of the square images that the network sees, in pixels. "
-            "[default: 256 with a GPU, else 128]",
+            "[default: 256 with an NVIDIA GPU, else 128]",
             show_default=False,
         ),
     ] = None,

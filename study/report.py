@@ -166,6 +166,8 @@ def _channels(start: StartWeights) -> str:
 
 
 def _device(slot: Slot) -> str:
+    if slot.device == "mps":
+        return gpus()[0]
     if slot.device != "cpu":
         return f"GPU {slot.device.partition(':')[2]}, {gpus()[0]}"
     return "CPU (--no-gpu)" if gpus() else "CPU (no GPU was found)"
