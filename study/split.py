@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import random
 import re
+from pathlib import Path
 
 from study.dataset import Dataset, Images, twins
 from study.settings import Settings
 from trainer.data.split import Parts, Split, read_split
+from trainer.data.twins import grouped
 from trainer.errors import InputError
 
 SHARE = 0.15
@@ -20,29 +22,13 @@ SHARE = 0.15
 
 def groups_of(images: Images, group_by: str | None) -> list[list[int]]:
     """Indices of images that belong together, each index once; in order of their first."""
-    parent = list(range(len(images)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    for a, b in twins(images, images):
-        parent[root(max(a, b))] = root(min(a, b))
     keys = group_keys(images, group_by)
     if group_by is not None and not any(keys):
         accepted = f"names like {images.names[0]}"
         raise InputError("--group-by", f"'{group_by}' matches no image name", accepted)
     first_of: dict[str, int] = {}
-    for index, key in enumerate(keys):
-        if key is not None:
-            a, b = root(first_of.setdefault(key, index)), root(index)
-            parent[max(a, b)] = min(a, b)
-    members: dict[int, list[int]] = {}
-    for index in range(len(images)):
-        members.setdefault(root(index), []).append(index)
-    return list(members.values())
+    links = [(first_of.setdefault(k, i), i) for i, k in enumerate(keys) if k is not None]
+    return grouped(len(images), [*twins(images, images), *links])
 
 
 def group_keys(images: Images, group_by: str | None) -> list[str | None]:
@@ -55,7 +41,8 @@ def group_keys(images: Images, group_by: str | None) -> list[str | None]:
         raise InputError(
             "--group-by", f"'{group_by}' is not a regular expression ({error})"
         ) from None
-    matches = [pattern.search(name) for name in images.names]
+    # A pattern that begins with ^ means the file's own name, also in a tree of folders.
+    matches = [pattern.search(Path(n).name) or pattern.search(n) for n in images.names]
     return [m and (m.group(1) if pattern.groups else m.group(0)) for m in matches]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -40,3 +41,23 @@ def twins(left: NDArray[np.float32], right: NDArray[np.float32]) -> list[tuple[i
             rows, columns = np.nonzero(products > TWIN_CORRELATION)
             found += zip((rows + start).tolist(), (columns + other).tolist(), strict=True)
     return found
+
+
+def grouped(count: int, links: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """The indices 0 to `count` - 1 in groups that `links` join, each index once; groups and their
+    members in order."""
+    first = list(range(count))
+
+    def root(index: int) -> int:
+        while first[index] != index:
+            first[index] = first[first[index]]
+            index = first[index]
+        return index
+
+    for a, b in links:
+        low, high = sorted((root(a), root(b)))
+        first[high] = low
+    members: dict[int, list[int]] = {}
+    for index in range(count):
+        members.setdefault(root(index), []).append(index)
+    return list(members.values())

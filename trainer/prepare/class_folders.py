@@ -23,7 +23,7 @@ from PIL import Image
 from trainer.data.folders import Layout, Pair, find_layout, pair
 from trainer.data.images import mask_array, open_image
 from trainer.data.masks import Masks, MaskValues, read_masks
-from trainer.data.twins import small_grey, standardised, twins
+from trainer.data.twins import grouped, small_grey, standardised, twins
 from trainer.errors import InputError, joined
 from trainer.prepare.new_folder import check_empty, new_folder
 
@@ -77,7 +77,7 @@ def prepare(
         raise InputError(str(target), f"lies in {source}", "a folder elsewhere")
     pairs, masks, views = _read(source, progress)
     names = new_names(pairs, source)
-    groups = _groups(len(pairs), twins(views, views))
+    groups = grouped(len(pairs), twins(views, views))
     test = drawn(groups, [_class_of(name) for name in names], test_share, seed)
     parts = ["test" if index in test else "train" for index in range(len(pairs))]
     if len(set(parts)) < 2:
@@ -184,24 +184,6 @@ def new_names(pairs: list[Pair], source: Path) -> list[str]:
 
 def _class_of(name: str) -> str:
     return name.rpartition("_")[0]
-
-
-def _groups(count: int, links: list[tuple[int, int]]) -> list[list[int]]:
-    """Indices that belong together, each once, in order of their first."""
-    first = list(range(count))
-
-    def root(index: int) -> int:
-        while first[index] != index:
-            index = first[index]
-        return index
-
-    for a, b in links:
-        low, high = sorted((root(a), root(b)))
-        first[high] = low
-    members: dict[int, list[int]] = {}
-    for index in range(count):
-        members.setdefault(root(index), []).append(index)
-    return list(members.values())
 
 
 def drawn(groups: list[list[int]], classes: list[str], share: float, seed: int) -> set[int]:
