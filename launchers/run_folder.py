@@ -20,7 +20,7 @@ POLL_SECONDS = 0.05
 
 def trainer_options(device: str, threads: int, measure: bool = False) -> list[str]:
     """What follows `python -m trainer`; `device` as the trial sees it."""
-    run = ["--config=config.json", "--run-folder", "."]
+    run = ["--config=config.json", "--run-folder", ".", "--trust-code"]  # the study's own files
     run += ["--measure"] if measure else []
     return [*run, "--device", device, "--threads", str(threads)]
 

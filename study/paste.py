@@ -45,3 +45,9 @@ def driver() -> str:
         found = shutil.which(COMMAND)
         return COMMAND if found and os.path.samefile(found, script) else shown(script)
     return f"{python()} {shown(PROGRAM_FOLDER / 'rml_optimization.py')}"
+
+
+def test_config() -> str:
+    """The option that uses ./best_model, with consent where its network is a Python file."""
+    consent = " --trust-code" if list(Path("best_model").glob("*.py")) else ""
+    return f"--config=best_model/config_test.json{consent}"

@@ -329,7 +329,7 @@ def _places_outside(data: Path) -> list[Path]:
 
 
 def _next_steps(settings: Settings, launcher: str) -> list[str]:
-    config = "--config=best_model/config_test.json"
+    config = paste.test_config()
     use = f"{paste.trainer('trainer')} {config}"
     if launcher == "docker":
         use = "docker run --rm -u $(id -u):$(id -g) -v ${PWD}:/home/ubuntu -w /home/ubuntu "

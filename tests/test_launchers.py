@@ -92,7 +92,8 @@ def test_child_runs_in_its_run_folder_with_its_threads(
     (start,) = running.poll()
     assert start["cwd"] == str(a_job.run_folder)
     assert start["argv"] == [
-        *("--config=config.json", "--run-folder", ".", "--device", "cpu", "--threads", "2"),
+        *("--config=config.json", "--run-folder", ".", "--trust-code", "--device", "cpu"),
+        *("--threads", "2"),
         *("--parent-pid", str(os.getpid())),
     ]
     assert start["environment"] == {
@@ -431,7 +432,7 @@ def test_container_of_a_trial() -> None:
     made = container_arguments(a_job, OURS, CALLER, ENGINE, [Path("/a,b")], gpu="2")
     assert (made["user"], made["group_add"]) == ("1000:1000", ["4242"])
     assert made["command"] == [
-        *("python", "-m", "trainer", "--config=config.json", "--run-folder", "."),
+        *("python", "-m", "trainer", "--config=config.json", "--run-folder", ".", "--trust-code"),
         *("--device", "cuda:0", "--threads", "3"),
     ]
     assert (made["image"], made["working_dir"]) == ("sha256:1", str(run))

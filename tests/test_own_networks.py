@@ -146,11 +146,13 @@ def test_a_run_keeps_the_code_beside_its_checkpoints(
     load = {"load": str(elsewhere / "best.pt")}
     no_training = {"input_path": None, "target_path": None}
     use = configuration(checkpoints=load, layers=None, data=no_training)
-    again = train(use, "again")
+    refused = train(use, "refused")
+    assert refused.code == 2 and "--trust-code" in refused.err
+    again = train(use, "again", "--trust-code")
     assert again.code == 0, again.err
     assert again.result["evaluation"]["accuracy"] == max(e["accuracy"] for e in ended.epochs)
     (elsewhere / "net.py").unlink()
-    without = train(use, "without")
+    without = train(use, "without", "--trust-code")
     assert without.code == 2 and "there is no file" in without.err
 
 
@@ -214,7 +216,8 @@ def test_a_fault_in_the_code_ends_a_study_at_its_first_trial(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_study_of_the_monai_example(tmp_path: Path) -> None:
     make_data(tmp_path / "data")
-    ended = study(tmp_path, "--layers", "./layers/segresnet.json", "--num-trials", "1")
+    longer = ("--num-trials", "1", "--num-epochs", "8")
+    ended = study(tmp_path, "--layers", "./layers/segresnet.json", *longer)
     assert ended.returncode == 0, ended.stderr
     assert json.loads((tmp_path / "list_acc.json").read_text())[0]["max_acc"] > 0.5
 

@@ -54,6 +54,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     resume = "go on from last.pt of the run folder, anew where there is none; appends to its files"
     parser.add_argument("--resume", action="store_true", help=resume)
     measured = "train a few batches only and tell, as JSON, what they take (also in result.json)"
+    trust = "run the Python file of a network that only a checkpoint names"
+    parser.add_argument("--trust-code", action="store_true", help=trust)
     parser.add_argument("--measure", action="store_true", help=measured)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, mps")
     parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
@@ -206,7 +208,14 @@ def main(arguments: list[str] | None = None) -> int:
         if config.checkpoints.save:
             checkpoints = Path(config.checkpoints.save)
         this = Run(
-            console, events, stop, checkpoints, options.device, options.threads, options.resume
+            console,
+            events,
+            stop,
+            checkpoints,
+            options.device,
+            options.threads,
+            options.resume,
+            options.trust_code,
         )
         if options.measure:
             from trainer.measure import measure

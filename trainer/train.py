@@ -54,7 +54,10 @@ SCORES = ("accuracy", "foreground_dice", "iou", "class_dice")
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run reports, and what it was given beside its configuration."""
+    """Where a run reports, and what it was given beside its configuration.
+
+    `trust_code`: the Python file of a network that only a checkpoint names may run.
+    """
 
     console: Console
     events: EventLog
@@ -63,6 +66,7 @@ class Run:
     device: str = "auto"
     threads: int | None = None
     resume: bool = False
+    trust_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,10 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     last = read_last(this.checkpoints, usage.network) if this.resume and config.trains else None
     fresh = config.trains and not last
     weights = find_weights(usage.network, usage.source) if fresh else None
-    # A configuration is the user's own word: code that it names may run.
+    # A network file in a configuration is its user's own word; a checkpoint may be of others.
+    trusted = this.trust_code or config.layers is not None
     folder = Path(usage.source).absolute().parent
-    network = build(usage.network, weights, folder=folder, trust_code=True)
+    network = build(usage.network, weights, folder=folder, trust_code=trusted)
     filled = 1.0
     if last:
         network.body.load_state_dict(last["state"])

@@ -22,4 +22,4 @@ def use_study(past: Past, here: Path, storage: str) -> None:
     running = [p.name for p in history.studies(here, storage) if p.state == history.RUNNING]
     if running:
         print(f"'{running[0]}' runs here and puts its own model there when it finds a better one")
-    print(f"To predict: {paste.trainer('trainer')} --config=best_model/config_test.json")
+    print(f"To predict: {paste.trainer('trainer')} {paste.test_config()}")

@@ -35,7 +35,7 @@ def build_own(network: Network, folder: Path, trust_code: bool) -> nn.Module:
         raise InputError(
             f"module {network.module}",
             f"the network is code, in {path}, and nobody has said that it may run here",
-            fix="read the file; if you trust it, say so",
+            fix="read the file; if you trust it: --trust-code (in Python trust_code=True)",
         )
     own = _load(path)
     known = [key for key, value in vars(own).items() if inspect.isclass(value)]
