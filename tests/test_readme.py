@@ -45,7 +45,7 @@ SUBSTITUTIONS = {
     "make image CUDA=126": "make --dry-run image CUDA=126",
     "pip install .": "pip install --no-build-isolation .",
     "--launcher docker": f"--launcher docker --docker-image {IMAGE}",
-    "docker image rm rml-trainer": "docker tag rml-trainer rml-readme && docker image rm rml-readme",
+    "docker image rm rml-trainer": "docker tag rml-trainer rml-x && docker image rm rml-x",
 }
 IN_FILES = {"configs/busi_small.json": ('"num_epochs": 55', '"num_epochs": 2')}
 """What is made smaller in a file, because no option does it."""
@@ -84,7 +84,7 @@ OFFLINE = "make install WHEELS="
 
 @dataclass(frozen=True)
 class Block:
-    """A block of the README that is there to be typed."""
+    """A block of the README; `marker` says what it needs."""
 
     line: int
     language: str
@@ -93,17 +93,17 @@ class Block:
 
 
 def read_blocks(text: str) -> list[Block]:
-    """The sh and python blocks in order; those without a language only show something."""
+    """The blocks in order; those without a language only show something."""
     pattern = r"^(?:<!-- test: (.*?) -->\n)?```(\w*)\n(.*?)^```$"
     found = re.finditer(pattern, text, re.DOTALL | re.MULTILINE)
     return [
         Block(text[: match.start()].count("\n") + 1, match[2], match[1] or "", match[3])
         for match in found
-        if match[2]
     ]
 
 
-BLOCKS = read_blocks(README)
+ALL_BLOCKS = read_blocks(README)
+BLOCKS = [block for block in ALL_BLOCKS if block.language]
 
 
 def typed(code: str) -> str:
@@ -120,11 +120,9 @@ def test_every_block_is_typed_or_says_why_not() -> None:
     assert len(re.findall(r"<!-- test:", README)) == sum(bool(block.marker) for block in BLOCKS)
     for block in BLOCKS:
         assert not block.marker.startswith("skip") or len(block.marker) > 10, "it says no reason"
-    # A block without a language is a picture or a list of names, no command.
-    shown = re.findall(r"^```\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     commands = ("python ", "make ", "docker ", "pip ", "rml-optimization ")
-    lines = [line for text in shown for line in text.splitlines()]
-    assert lines and not [line for line in lines if line.startswith(commands)]
+    shown = "".join(block.code for block in ALL_BLOCKS if not block.language).splitlines()
+    assert shown and not [line for line in shown if line.startswith(commands)]
 
 
 def test_what_is_replaced_and_expected_stands_in_the_readme() -> None:
@@ -282,7 +280,7 @@ def without_network(command: str, here: Path, home: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.docker
 def test_without_internet(tmp_path: Path) -> None:
-    """`make carry`, and what it made on another checkout with an empty environment and no network."""
+    """`make carry`, and what it made on another checkout: no packages, no network."""
     if not os.environ.get("RML_NETWORK"):
         pytest.skip("make carry downloads all packages: RML_NETWORK=1 allows it")
     our_image()
