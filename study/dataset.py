@@ -16,20 +16,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from trainer.data.folders import Layout, Pair, find_layout, pair
 from trainer.data.images import mask_array, open_image
 from trainer.data.labels import MaskClass, class_indices
 from trainer.data.masks import Masks, MaskValues
+from trainer.data.twins import TWIN_SIDE, small_grey, standardised
+from trainer.data.twins import twins as twin_rows
 from trainer.errors import InputError, joined
 
 FEWEST_IMAGES = 10
-TWIN_SIDE = 64
-TWIN_CORRELATION = 0.95
-"""Grey images of 64x64 pixels that correlate above this are taken for the same scene."""
-
-BLOCK = 2048
 
 
 @dataclass(frozen=True)
@@ -129,8 +125,7 @@ class Dataset:
 def _scan(pair: Pair, classes: list[MaskClass]) -> Scanned:
     image = open_image(pair.image)
     grey = image.convert("L")
-    small = grey.resize((TWIN_SIDE, TWIN_SIDE), Image.Resampling.BILINEAR)
-    pixels = np.asarray(small, np.float32)
+    pixels = small_grey(grey)
     values, found = _truth(pair, image.size, classes)
     digest = hashlib.sha256(pair.name.encode())
     for path in (pair.image, *pair.masks):
@@ -140,7 +135,7 @@ def _scan(pair: Pair, classes: list[MaskClass]) -> Scanned:
         image.size,
         values,
         found,
-        _standardised(pixels.ravel()),
+        standardised(pixels),
         digest.hexdigest(),
         _is_grey(image),
         (float(pixels.mean()), float(pixels.std())),
@@ -183,12 +178,6 @@ def _truth(
     if united is None:
         return np.zeros(256, np.int64), found
     return np.bincount(united.ravel(), minlength=256), found
-
-
-def _standardised(view: NDArray[np.float32]) -> NDArray[np.float32]:
-    centred = view - view.mean()
-    length = float(np.linalg.norm(centred))
-    return np.asarray(centred / length if length > 0 else centred, np.float32)
 
 
 def scan(folder: Path, classes: list[MaskClass], progress: Callable[[int, int], None]) -> Scan:
@@ -278,14 +267,8 @@ def images_of(images: list[Scanned], masks: Masks | None = None) -> Images:
 
 
 def twins(left: Images, right: Images) -> list[tuple[int, int]]:
-    """Pairs (i of left, j of right) of near-identical images, in blocks that fit in memory."""
-    found: list[tuple[int, int]] = []
-    for start in range(0, len(left), BLOCK):
-        for other in range(0, len(right), BLOCK):
-            products = left.views[start : start + BLOCK] @ right.views[other : other + BLOCK].T
-            rows, columns = np.nonzero(products > TWIN_CORRELATION)
-            found += zip((rows + start).tolist(), (columns + other).tolist(), strict=True)
-    return found
+    """Pairs (i of left, j of right) of near-identical images."""
+    return twin_rows(left.views, right.views)
 
 
 def score_of_nothing(images: Images, classes: int, chosen: list[str] | None = None) -> float:

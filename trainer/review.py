@@ -1,8 +1,10 @@
 """A picture of predictions: input, probability and truth side by side, the worst cases first.
 
     python -m trainer.review predictions/output_1.h5
+    python -m trainer.review --data config.json --case 0      # a case as the network sees it
 
-Gather, then draw: trainer/cases.py reads and scores, `draw_page` draws. Torch-free.
+Gather, then draw: trainer/cases.py reads and scores, `draw_page` draws. Torch-free, but for
+`--data` (trainer/augmented.py).
 """
 
 from __future__ import annotations
@@ -167,32 +169,95 @@ def _draw_header(figure: Any, review: Review, title: str, size: tuple[float, flo
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.review",
-        description="Draws inputs, predictions and truth side by side, the worst cases first.",
+        description="Draws inputs, predictions and truth side by side, the worst cases first; or, "
+        "with --data, one case as the network sees it, before and after augmentation.",
     )
-    parser.add_argument("predictions", type=Path, help="output_<epoch>.h5, written by the trainer")
-    parser.add_argument("--out", type=Path, help="picture to write (default: FILE.png beside it)")
-    parser.add_argument("--images", type=int, default=12, help="images to draw (default: 12)")
+    text = "output_<epoch>.h5, written by the trainer"
+    parser.add_argument("predictions", type=Path, nargs="?", help=text)
+    text = "picture to write (default: FILE.png beside it, or case_<N>.png here)"
+    parser.add_argument("--out", type=Path, help=text)
+    parser.add_argument("--images", type=int, help="images to draw (default: 12)")
     parser.add_argument("--inputs", type=Path, help="folder of the images, if they moved")
     parser.add_argument("--targets", type=Path, help="folder of the masks, if they moved")
+    text = "a configuration, that of a trial too, whose data to look at"
+    parser.add_argument("--data", type=Path, metavar="CONFIG", help=text)
+    text = "with --data: a name, or an index from 0 (default: 0)"
+    parser.add_argument("--case", metavar="N", help=text)
+    text = "with --data: training (default), validation or test"
+    parser.add_argument("--part", choices=("training", "validation", "test"), help=text)
+    text = "with --data: also open a window, where there is a screen"
+    parser.add_argument("--show", action="store_true", help=text)
     return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if (given.predictions is None) == (given.data is None):
+        parser.error("give either a file of predictions, or --data CONFIG")
+    of_predictions, of_data = ("images", "inputs", "targets"), ("case", "part", "show")
+    for name in of_predictions if given.data else of_data:
+        if getattr(given, name) not in (None, False):
+            parser.error(f"--{name} goes with {'predictions' if given.data else '--data CONFIG'}")
+    return given
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draws one picture; returns the exit code: 0, or 2 for a mistake of input."""
-    given = _parser().parse_args(arguments)
-    out = given.out or given.predictions.with_suffix(".png")
+    given = _parse(arguments)
     try:
-        if not 1 <= given.images <= MOST_IMAGES:
-            raise InputError("--images", f"is {given.images}", f"1 to {MOST_IMAGES}")
+        if given.data:
+            return _review_data(given)
+        out = given.out or given.predictions.with_suffix(".png")
+        most = 12 if given.images is None else given.images
+        if not 1 <= most <= MOST_IMAGES:
+            raise InputError("--images", f"is {most}", f"1 to {MOST_IMAGES}")
         with open_predictions(given.predictions, given.inputs, given.targets) as source:
             check_picture(out)
-            review = gather(source, given.images)
+            review = gather(source, most)
         draw_page(review, given.predictions.name, out)
     except RmlError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"Wrote {out}: {summary(review)}.")
     return 0
+
+
+def _review_data(given: argparse.Namespace) -> int:
+    from trainer.augmented import draw, show_case
+
+    case = "0" if given.case is None else given.case
+    out = given.out or Path(f"case_{Path(case).stem}.png")
+    window = _window() if given.show else None
+    check_picture(out)
+    shown = show_case(given.data, case, given.part)
+    if window:
+        figure = window.figure(dpi=110)
+    else:
+        from matplotlib.figure import Figure
+
+        figure = Figure(dpi=110, facecolor="white")
+    draw(figure, shown)
+    save_picture(figure, out)
+    print(f"Wrote {out}: {shown.name}, " + "; ".join(shown.lines) + ".")
+    if window:
+        window.show()
+    return 0
+
+
+def _window() -> Any:
+    """matplotlib.pyplot where it can open a window; raises InputError where it cannot."""
+    try:
+        from matplotlib import get_backend, pyplot
+
+        backend = get_backend()
+        pyplot.switch_backend(backend)
+        if backend.lower() in ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template"):
+            raise ImportError(f"matplotlib draws with {backend}")
+    except (ImportError, ValueError) as error:
+        found = f"no window can be opened here: there is no screen, or no toolkit ({error})"
+        raise InputError("--show", found, fix="leave --show out, and open the picture") from None
+    return pyplot
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from trainer.config import Config
 from trainer.console import Console
 from trainer.data.cache import ImageSet
 from trainer.data.folders import Pair
+from trainer.data.order import batch_seed, epoch_order
 from trainer.data.transforms import BatchTransform
 from trainer.device import autocast, device_label, open_device, peak_memory_bytes
 from trainer.errors import NotANumber, Stopped
@@ -244,28 +245,18 @@ def _images(pairs: list[Pair], usage: Usage, work: Work) -> ImageSet | None:
 def _steps(
     work: Work, images: ImageSet, epoch: int, batch_size: int, done: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an epoch on the device, after the first `done`.
-
-    Order, augmentation and dropout follow from seed, epoch and batch alone, so that a run can go on
-    after any batch as if it had not stopped.
-    """
-    shuffle = Generator().manual_seed(_number(work.parts.seed, epoch, 0))
-    order = torch.randperm(len(images), generator=shuffle).to(images.device)
+    """The batches of an epoch on the device, after the first `done`."""
+    order = epoch_order(work.parts.seed, epoch, len(images)).to(images.device)
     randomness = Generator(work.device)
     for batch, indices in enumerate(order.split(batch_size)[done:], start=done + 1):
         raw, raw_targets = images.batch(indices)
         assert raw_targets is not None
         raw = raw.to(work.device, non_blocking=True)
         raw_targets = raw_targets.to(work.device, non_blocking=True)
-        number = _number(work.parts.seed, epoch, batch)
+        number = batch_seed(work.parts.seed, epoch, batch)
         torch.manual_seed(number)  # dropout
         inputs, targets = work.transform.augmented(raw, raw_targets, randomness.manual_seed(number))
         yield inputs.contiguous(memory_format=torch.channels_last), targets
-
-
-def _number(seed: int, epoch: int, batch: int) -> int:
-    """One seed for each batch of each epoch of each study seed."""
-    return ((seed * 1_000_003 + epoch) * 1_000_003 + batch) % 2**63
 
 
 def _gradient_norm(network: nn.Module) -> Tensor:

@@ -1,4 +1,4 @@
-"""Command line: `python -m trainer.prepare demo TARGET` and `… weights LAYERS.json`."""
+"""Command line: `python -m trainer.prepare demo TARGET`, `… busi SOURCE DATA`, `… weights FILE`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--images", type=int, default=80, help="training images")
     demo.add_argument("--test-images", type=int, default=20, help="test images")
     demo.add_argument("--seed", type=int, default=0, help="the same seed gives the same images")
+    text = (
+        "write class folders with masks beside the images (breast ultrasound as it is published) "
+    )
+    text += "in the standard layout"
+    busi = commands.add_parser("busi", help=text, description=text, formatter_class=shown)
+    busi.add_argument("source", metavar="SOURCE", type=Path, help="benign/, malignant/, normal/ …")
+    busi.add_argument("target", metavar="DATA", type=Path, help="a new or empty folder")
+    busi.add_argument("--test-share", type=float, default=0.2, help="share of each class for test")
+    busi.add_argument("--seed", type=int, default=0, help="the same seed draws the same split")
     text = "download the pretrained weights that a network file asks for"
     weights = commands.add_parser("weights", help=text, description=text)
     weights.add_argument("layers", metavar="LAYERS.json", type=Path, help="a network file")
@@ -44,12 +53,35 @@ def _demo(target: Path, images: int, test_images: int, seed: int) -> None:
     print(f"Next: python rml_optimization.py --data {target}")
 
 
+def _busi(source: Path, target: Path, test_share: float, seed: int) -> None:
+    from trainer.prepare.class_folders import RECORD_FILE, prepare
+
+    def progress(what: str, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            print(f"\r{done} of {total} images {what}", end=end, file=sys.stderr)
+
+    made = prepare(source, target, test_share, seed, progress)
+    train, test = made.parts
+    print(f"Wrote {train} training and {test} test images with masks to {target}:")
+    for name, (own_train, own_test) in made.classes.items():
+        print(f"  {name}: {own_train} training, {own_test} test")
+    print(f"The masks of {made.united} images were several files, they are united.")
+    if made.together:
+        count = sum(map(len, made.together))
+        print(f"{count} near-identical images, in {len(made.together)} groups, stay in one part.")
+    print(f"What became what: {target / RECORD_FILE}.")
+    print(f"Next: python rml_optimization.py --data {target}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 for a mistake of input."""
     given = _parser().parse_args(arguments)
     try:
         if given.command == "demo":
             _demo(given.target, given.images, given.test_images, given.seed)
+        elif given.command == "busi":
+            _busi(given.source, given.target, given.test_share, given.seed)
         else:
             from trainer.prepare.weights import fetch
 

@@ -7,8 +7,6 @@ It is written in the published layout and in a few seconds; trainer/prepare/phan
 
 from __future__ import annotations
 
-import errno
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from trainer.errors import InputError, NoSpace
+from trainer.errors import InputError
+from trainer.prepare.new_folder import check_empty, new_folder
 from trainer.prepare.phantom import draw
 
 KINDS = ("benign", "malignant", "normal")
@@ -50,34 +49,18 @@ def make_demo(
     _check(target, images, test_images, seed, size)
     named = {"train": _names(images, {}), "test": _names(test_images, _counts(images))}
     total, done = images + test_images, 0
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        # An interrupted run must not leave half a data set that looks like a whole one.
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=target) as scratch:
-            for part, names in named.items():
-                for name in names:
-                    _write(Path(scratch) / part, name, seed, size)
-                    done += 1
-                    progress(done, total)
-            for part in named:
-                (Path(scratch) / part).rename(target / part)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise NoSpace(f"{target}: no space is left on the disk") from None
-        found = f"cannot be written ({error.strerror or error})"
-        raise InputError(str(target), found, "a folder that you may write to") from None
+    with new_folder(target) as folder:
+        for part, names in named.items():
+            for name in names:
+                _write(folder / part, name, seed, size)
+                done += 1
+                progress(done, total)
     empty = sum(name.startswith("normal") for names in named.values() for name in names)
     return Demo(images, test_images, empty)
 
 
 def _check(target: Path, images: int, test_images: int, seed: int, size: tuple[int, int]) -> None:
-    if target.exists() and not target.is_dir():
-        raise InputError(str(target), "this is a file", "a folder that is new or empty")
-    if target.is_dir() and any(target.iterdir()):
-        fix = "name another folder, or empty this one first; nothing was written"
-        raise InputError(
-            str(target), "the folder is not empty", "a folder that is new or empty", fix
-        )
+    check_empty(target)
     for name, number in (("images", images), ("test images", test_images)):
         if number < 1:
             raise InputError(f"number of {name}", f"is {number}", "1 or more")

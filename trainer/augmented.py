@@ -1,0 +1,297 @@
+"""One case of a configuration as its network sees it: on disk, prepared, augmented.
+
+    python -m trainer.review --data config.json --case 0
+
+The augmented versions are those of the first epochs of a training on a CPU: order, batches and
+random numbers are the trainer's own. Nothing is trained and no network is built.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from trainer.config import Config, Transform, load_config
+from trainer.data.cache import ImageSet
+from trainer.data.folders import Pair
+from trainer.data.images import open_image, read_image
+from trainer.data.masks import read_masks
+from trainer.data.order import batch_seed, epoch_order
+from trainer.data.transforms import BatchTransform
+from trainer.errors import InputError, nearest
+from trainer.evaluate import PIXEL_THRESHOLD
+from trainer.overlay import colour_of
+from trainer.parts import Parts, Usage, open_parts, usage_of
+
+PARTS = ("training", "validation", "test")
+VERSIONS = 6
+COLUMNS = 4
+PATHS = ("input_path", "target_path", "test_input_path", "test_target_path", "split")
+
+PANEL, TITLE, MARGIN, LINE = 2.9, 0.5, 0.15, 0.2
+"""Inches: width of a panel, its title, around the page and between panels, a line of the header."""
+
+LETTERS_OF_AN_INCH = 13
+
+
+class View(NamedTuple):
+    """One panel: `image` (H, W, 3) in [0, 1], `truth` (H, W) classes or None without masks."""
+
+    title: str
+    told: str
+    image: NDArray[np.float32]
+    truth: NDArray[np.uint8] | None
+
+
+class Shown(NamedTuple):
+    """A case and what is said of it; `classes` are their names, the background first."""
+
+    name: str
+    lines: list[str]
+    views: list[View]
+    classes: list[str]
+
+
+def read_config(path: Path) -> Config:
+    """The configuration at `path`, from wherever it is typed.
+
+    A path in it that is not there from the working directory is taken from the configuration's own
+    folder (that of a trial names its layers.json so), or from the one above (best_model/ does).
+    """
+    config = load_config(path)
+    own = path.absolute().parent
+
+    def found(text: str | None) -> str | None:
+        if text is None or Path(text).exists():
+            return text
+        return next((str(at / text) for at in (own, own.parent) if (at / text).exists()), text)
+
+    data = {name: found(getattr(config.data, name)) for name in PATHS}
+    load = {"load": found(config.checkpoints.load)}
+    update: dict[str, Any] = {
+        "data": config.data.model_copy(update=data),
+        "checkpoints": config.checkpoints.model_copy(update=load),
+    }
+    if isinstance(config.layers, str):
+        update["layers"] = found(config.layers)
+    return config.model_copy(update=update)
+
+
+def find_case(pairs: list[Pair], case: str, part: str) -> int:
+    """The index of a case: `case` is a name, its stem, or the index (from 0) itself.
+
+    Raises InputError that tells how many there are, or the nearest name.
+    """
+    names = [pair.name for pair in pairs]
+    if case in names:
+        return names.index(case)
+    number = case.removeprefix("-")
+    if number.isdecimal():
+        if number == case and int(case) < len(pairs):
+            return int(case)
+        raise InputError(f"--case {case}", f"there are {len(pairs)} {part} images", _range(pairs))
+    stems = [Path(name).with_suffix("").as_posix() for name in names]
+    if case in stems:
+        return stems.index(case)
+    hint = nearest(case, names) if len(names) < 10_000 else ""
+    accepted = f"a name, or an index: {_range(pairs)}"
+    raise InputError(f"--case {case}", f"no {part} image is called so{hint}", accepted)
+
+
+def _range(pairs: list[Pair]) -> str:
+    return f"0 to {len(pairs) - 1}"
+
+
+def show_case(config_path: Path, case: str, part: str | None) -> Shown:
+    """All that is drawn of a case. Raises InputError for what a training would refuse, and for a
+    part or a case that is not there."""
+    config = read_config(config_path)
+    parts = open_parts(config)
+    usage = usage_of(config, parts)
+    sizes = parts.sizes()
+    part = part or next(iter(sizes))
+    if part not in sizes:
+        found = f"this configuration has no {part} images"
+        raise InputError(f"--part {part}", found, " or ".join(sizes))
+    index = find_case(sizes[part], case, part)
+    pair = sizes[part][index]
+    images = ImageSet([pair], usage.network.in_channels, usage.size, usage.masks)
+    raw, raw_targets = images.batch(torch.zeros(1, dtype=torch.long))
+    transform = BatchTransform(usage.data, usage.network.classes)
+    prepared = transform.inputs(raw)
+    targets = None if raw_targets is None else transform.targets(raw_targets)
+    channels = "1 channel" if usage.network.in_channels == 1 else "3 channels"
+    told = f"{raw.shape[3]}x{raw.shape[2]}, {channels}, {_values(prepared)}"
+    views = [_on_disk(pair, usage), _view("as the network gets it", told, prepared, targets, usage)]
+    lines = [
+        f"{part} image {index} of {len(sizes[part])} (0 is the first)",
+        f"always: {_listed(usage, random=False) or 'nothing'}; values are pixel / 255 before",
+    ]
+    random = _listed(usage, random=True)
+    if part != "training":
+        lines.append(f"in training alone: {random or 'nothing'}; {part} images are not augmented")
+    elif not random:
+        lines.append("no random transform: the network sees the same in every epoch")
+    elif raw_targets is not None:
+        lines.append(f"drawn anew in every epoch: {random}")
+        views += _versions(raw, raw_targets, index, config, parts, usage)
+    return Shown(pair.name, lines, views, usage.masks.names if usage.masks else ["", "foreground"])
+
+
+def _versions(
+    raw: Tensor, raw_targets: Tensor, index: int, config: Config, parts: Parts, usage: Usage
+) -> list[View]:
+    """The case in the first epochs. Random numbers depend on the batch's size and on the place in
+    it, not on the other images: copies of the case stand for them."""
+    transform = BatchTransform(usage.data, usage.network.classes)
+    views = []
+    for epoch in range(1, VERSIONS + 1):
+        batches = epoch_order(parts.seed, epoch, len(parts.training)).split(config.data.batch_size)
+        batch, own = next((b, o) for b, o in enumerate(batches, start=1) if (o == index).any())
+        place = int((own == index).nonzero()[0, 0])
+        x, y = transform.augmented(
+            raw.expand(len(own), -1, -1, -1),
+            raw_targets.expand(len(own), -1, -1, -1),
+            Generator().manual_seed(batch_seed(parts.seed, epoch, batch)),
+        )
+        x, y = x[place : place + 1], y[place : place + 1]
+        views.append(_view(f"epoch {epoch}", f"batch {batch}, {_values(x)}", x, y, usage))
+    return views
+
+
+def _on_disk(pair: Pair, usage: Usage) -> View:
+    opened = open_image(pair.image)
+    image = np.asarray(read_image(pair.image, 3).transpose(1, 2, 0) / 255, np.float32)
+    truth = None
+    told = f"{image.shape[1]}x{image.shape[0]}, {'grey' if opened.mode == 'L' else opened.mode}"
+    if pair.masks:
+        truth = read_masks(pair.masks, usage.masks)
+        if usage.network.classes == 1:
+            truth = np.asarray(truth > PIXEL_THRESHOLD, np.uint8)
+        told += f", {len(pair.masks)} masks united" if len(pair.masks) > 1 else ""
+        told += "" if truth.any() else ", the mask is empty"
+    told += "" if pair.masks else ", no mask"
+    return View("on disk", told, image, truth)
+
+
+def _view(title: str, told: str, x: Tensor, y: Tensor | None, usage: Usage) -> View:
+    """A batch of one, as the network takes it; drawn without its normalisation."""
+    transform = BatchTransform(usage.data, usage.network.classes)
+    image = _plain(x[0], transform.input_scale).clamp(0, 1).permute(1, 2, 0).numpy()
+    truth = None
+    if y is not None:
+        target = _plain(y[0, 0], transform.target_scale)
+        target = (target > 0.5) if usage.network.classes == 1 else target.round()
+        truth = target.numpy().astype(np.uint8)
+    return View(title, told, np.repeat(image, 3 // image.shape[2], axis=2), truth)
+
+
+def _plain(x: Tensor, scales: list[dict[str, float]]) -> Tensor:
+    for scale in reversed(scales):
+        x = x * scale.get("std", 1.0) + scale.get("mean", 0.0)
+    return x
+
+
+def _values(x: Tensor) -> str:
+    return f"values {float(x.min()):.2f} to {float(x.max()):.2f}"
+
+
+def _listed(usage: Usage, random: bool) -> str:
+    """The transforms that act always, or the random ones, with their settings."""
+    sides = (("transforms", ""), ("input_transforms", " (image)"), ("target_transforms", " (mask)"))
+    told = [
+        f"{transform.name} {_setting(transform)}{side}"
+        for name, side in sides
+        for transform in getattr(usage.data, name)
+        if transform.name.startswith("random") == random
+    ]
+    return ", ".join(told)
+
+
+def _setting(transform: Transform) -> str:
+    if transform.name == "resize":
+        return f"{transform.value[0]}x{transform.value[1]}"
+    if transform.name == "normalize":
+        return " ".join(f"{key} {value:g}" for key, value in transform.value.items())
+    return f"{transform.value:g}"
+
+
+def draw(figure: Any, shown: Shown) -> None:
+    """Draws a case on an empty matplotlib figure, whose size it sets."""
+    from matplotlib.patches import Patch
+
+    columns = min(COLUMNS, len(shown.views))
+    rows = -(-len(shown.views) // columns)
+    tallest = max(view.image.shape[0] / view.image.shape[1] for view in shown.views)
+    wide = max(columns * (PANEL + MARGIN) + MARGIN, 9.0)
+    letters = int(wide * LETTERS_OF_AN_INCH)
+    lines = [one for line in shown.lines for one in textwrap.wrap(line, letters)]
+    panel_high = PANEL * min(max(tallest, 0.4), 1.6)
+    present = sorted(
+        {int(n) for v in shown.views if v.truth is not None for n in np.unique(v.truth)}
+    )
+    named = [number for number in present if number > 0]
+    header = 0.5 + LINE * len(lines) + (0.32 if named else 0.05)
+    high = header + rows * (TITLE + panel_high + MARGIN)
+    figure.set_size_inches(wide, high)
+    for place, view in enumerate(shown.views):
+        row, column = divmod(place, columns)
+        left = MARGIN + column * (PANEL + MARGIN)
+        bottom = high - header - (row + 1) * (TITLE + panel_high) - row * MARGIN
+        axis = figure.add_axes((left / wide, bottom / high, PANEL / wide, panel_high / high))
+        _draw_view(axis, view)
+    style: dict[str, Any] = {"va": "top", "parse_math": False}
+    left = MARGIN / wide
+    figure.text(left, 1 - 0.12 / high, shown.name, fontsize=13, fontweight="bold", **style)
+    for number, line in enumerate(lines):
+        top = 1 - (0.42 + LINE * number) / high
+        figure.text(left, top, line, fontsize=9, color="#444444", **style)
+    if named:
+        patches = [
+            Patch(color=tuple(colour_of(number) / 255), label=shown.classes[number])
+            for number in named
+        ]
+        corner = (left, 1 - (0.44 + LINE * len(lines)) / high)
+        place_it: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": corner}
+        figure.legend(
+            handles=patches,
+            ncols=8,
+            frameon=False,
+            fontsize=9,
+            borderpad=0,
+            borderaxespad=0,
+            **place_it,
+        )
+
+
+def _draw_view(axis: Any, view: View) -> None:
+    axis.imshow(view.image, interpolation="nearest")
+    axis.set_anchor("N")
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    if view.truth is not None:
+        for number in np.unique(view.truth[view.truth > 0]):
+            region = (view.truth == number).astype(np.float32)
+            colour = colour_of(int(number)) / 255
+            fill = np.zeros((*region.shape, 4), np.float32)
+            fill[region > 0] = (*colour, 0.18)
+            axis.imshow(fill, interpolation="nearest")
+            # Beyond the image there is nothing: a region at the border is closed there.
+            height, width = region.shape
+            across, down = np.arange(-1, width + 1), np.arange(-1, height + 1)
+            axis.contour(
+                across, down, np.pad(region, 1), levels=[0.5], colors=[colour], linewidths=1.6
+            )
+        height, width = view.truth.shape
+        axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    axis.text(
+        0, 1.01, view.told, transform=axis.transAxes, fontsize=8.5, color="#444444", va="bottom"
+    )
+    axis.set_title(view.title, loc="left", fontsize=10, fontweight="bold", pad=16)
