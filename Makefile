@@ -87,7 +87,7 @@ carry: $(VENV)/installed ## carry/ for a machine without internet: packages, ima
 	@if docker info >/dev/null 2>&1; then $(MAKE) image PYTHON=$(PY) && docker save --output carry/$(IMAGE).tar $(IMAGE); \
 	else echo "No Docker engine answers here: carry/ has no image. Trials will run as processes."; fi
 	@weights="$${RML_WEIGHTS:-$${XDG_CACHE_HOME:-$$HOME/.cache}/rml-optimization/weights}"; \
-	if [ -d "$$weights" ]; then cp -R "$$weights" carry/; \
+	if [ -d "$$weights" ]; then mkdir -p carry/weights && cp -R "$$weights"/. carry/weights/; \
 	else echo "No encoder weights were fetched: carry/ has none. They start from random."; fi
 	@du -sh carry/*
 	@echo "Copy this folder with carry/ to the other machine; README.md, Without internet, says what to type there."

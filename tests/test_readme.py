@@ -68,7 +68,7 @@ LEAVES = {
     ],
     "compare first second": ["compare-first-second.png"],
     "use first": ["best_model/best_model_file.pt", "best_model/best_model.json"],
-    "--config=configs/busi_small.json": ["out_busi_small.txt", "model_busi_small"],
+    "--config=configs/busi_small.json": ["out_busi_small_test.txt", "model_busi_small"],
     "rml-optimization check --data data": ["demo/check.png"],
     "make carry": ["carry/wheels", f"carry/{IMAGE}.tar", "carry/weights"],
 }
