@@ -44,8 +44,7 @@ SUBSTITUTIONS = {
     "rm -rf .venv && make install CUDA=126": "make --dry-run install CUDA=126 VENV=other",
     "make image CUDA=126": "make --dry-run image CUDA=126",
     "pip install .": "pip install --no-build-isolation .",
-    "--launcher docker": f"--launcher docker --docker-image {IMAGE}",
-    "docker image rm rml-trainer": "docker tag rml-trainer rml-x && docker image rm rml-x",
+    "--launcher docker": "--launcher docker --docker-image rml-trainer",
 }
 IN_FILES = {"configs/busi_small.json": ('"num_epochs": 55', '"num_epochs": 2')}
 """What is made smaller in a file, because no option does it."""
