@@ -47,8 +47,13 @@ def thread_limits(threads: int) -> dict[str, str]:
 
 
 def device_inside(device: str) -> str:
-    """The device as the trial sees it: whichever GPU it was given is its first."""
+    """The device as the trial sees it: whichever GPU it was given is its first; a Mac's is mps."""
     return "cuda:0" if device.startswith("cuda") else device
+
+
+def device_in_container(device: str) -> str:
+    """As `device_inside`; no container reaches a Mac's GPU."""
+    return "cpu" if device == "mps" else device_inside(device)
 
 
 def gpu_name(device: str, environment: Mapping[str, str]) -> str | None:

@@ -202,8 +202,8 @@ def test_the_example_with_pruning_and_resume(here: Path) -> None:
     """The README's line; Ctrl-C in the midst; then the rest, with hopeless trials pruned."""
     given = options(
         EXAMPLE,
-        *("--num-epochs", "8", "--num-trials", "9", "--optimizers", "adam,sgd"),
-        *("--lr-range-min", "1e-5", "--lr-range-max", "0.1"),
+        *("--num-epochs", "60", "--num-trials", "9"),
+        *("--lr-range-min", "1e-7", "--lr-range-max", "0.1"),
     )
     begun = subprocess.Popen(
         [sys.executable, str(studies.ROOT / "rml_optimization.py"), *given],
@@ -226,7 +226,7 @@ def test_the_example_with_pruning_and_resume(here: Path) -> None:
     assert states.count("COMPLETE") >= 5 and "PRUNED" in states, states
     assert "interrupted" in trials(here)[1].user_attrs["cause"]
     best = origin(here)
-    assert best["value"] > 0.8 and (here / "best_model/best_model_file.pt").exists()
+    assert best["value"] > 0.8 and (here / "best_model/best_model_file.npz").exists()
 
 
 def wait_for_epoch(run_folder: Path, seconds: float = 60) -> None:
@@ -287,7 +287,7 @@ def test_the_examples_in_containers(image: str, here: Path) -> None:
     ended = studies.driver(here, *given)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert origin(here)["launcher"] == "docker" and origin(here)["value"] > 0.5
-    assert (here / "best_model/best_model_file.pt").exists()
+    assert (here / "best_model/best_model_file.npz").exists()
     layers = str(studies.ROOT / "examples/my_net.json")
     net = ("--layers", layers, "--image-size", "16", "--study-name", "net", "--threads", "1")
     ended = studies.driver(

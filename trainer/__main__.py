@@ -55,7 +55,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help=resume)
     measured = "train a few batches only and tell, as JSON, what they take (also in result.json)"
     parser.add_argument("--measure", action="store_true", help=measured)
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, mps")
     parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
     parser.add_argument("--parent-pid", type=int, help="stop when this parent process ends")
     joined = list(arguments)
@@ -131,7 +131,10 @@ def limit_threads(threads: int | None) -> None:
     Read once, when torch is loaded. With libgomp's own patience (300,000 turns), threads that share
     their cores with anything else wait for each other at full speed: two trainings of two threads
     on two cores took 45 s an epoch, with this 3.2 s, and one alone 1.2 and 1.4 s.
+
+    What a Mac's GPU cannot compute, its CPU shall: torch reads that then, too.
     """
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -144,7 +147,8 @@ def translated(error: BaseException) -> RmlError | None:
     text = str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return OutOfMemory(f"out of memory: {text.splitlines()[0] if text else 'MemoryError'}")
-    if isinstance(error, RuntimeError) and "can't allocate memory" in text:
+    full = ("can't allocate memory", "MPS backend out of memory")
+    if isinstance(error, RuntimeError) and any(part in text for part in full):
         return OutOfMemory(f"out of memory: {text.splitlines()[0]}")
     if isinstance(error, ValueError) and text.startswith(ONE_IMAGE):
         found = "leaves a batch of one image, too little for this network's normalisation"

@@ -16,7 +16,7 @@ from torch import nn
 
 from trainer.data.cache import ImageSet
 from trainer.data.transforms import BatchTransform
-from trainer.device import autocast
+from trainer.device import autocast, memory_layout, on_device
 
 MOST_IMAGES = 256
 
@@ -56,9 +56,9 @@ def refresh_batch_norm(
     for indices in chosen.split(batch_size):
         if len(indices) > 1 or count == 1:  # one image may leave one value a channel
             raw, _ = images.batch(indices)
-            inputs = transform.inputs(raw.to(device, non_blocking=True))
+            inputs = transform.inputs(on_device(raw, device))
             with autocast(device):
-                network(inputs.contiguous(memory_format=torch.channels_last))
+                network(inputs.contiguous(memory_format=memory_layout(device)))
     for layer, momentum, batches in zip(layers, momenta, seen, strict=True):
         layer.momentum = momentum
         layer.num_batches_tracked.fill_(batches)

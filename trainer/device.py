@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import warnings
+from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from trainer.errors import InputError
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 def open_device(name: str, threads: int | None, deterministic: bool) -> torch.device:
-    """The device `name`: "cpu", "cuda", "cuda:N", or "auto" (a GPU where there is one).
+    """The device `name`: "cpu", "cuda", "cuda:N", "mps" (a Mac's GPU), or "auto" (a GPU if any).
 
     Raises InputError where a GPU was asked for and torch cannot use it: a trial that was to have a
     GPU never trains on the CPU unasked.
@@ -22,11 +27,15 @@ def open_device(name: str, threads: int | None, deterministic: bool) -> torch.de
     if name == "auto":
         with warnings.catch_warnings():  # an old driver is only told where a GPU was asked for
             warnings.simplefilter("ignore")
-            name = "cuda" if torch.cuda.is_available() else "cpu"
+            cuda = torch.cuda.is_available()
+        name = "cuda" if cuda else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cpu":
         return torch.device("cpu")
-    if not name.startswith("cuda"):
-        raise InputError("--device", f"unknown device '{name}'", "auto, cpu, cuda, cuda:N")
+    if name == "mps":
+        _check_mps()
+        return torch.device("mps")
+    if not re.fullmatch(r"cuda(:\d+)?", name):
+        raise InputError("--device", f"unknown device '{name}'", "auto, cpu, cuda, cuda:N, mps")
     _check_cuda()
     torch.set_float32_matmul_precision("high")
     if deterministic:
@@ -58,6 +67,39 @@ def _check_cuda() -> None:
         ) from None
 
 
+def _check_mps() -> None:
+    if torch.backends.mps.is_available():
+        return
+    found = "finds no Apple GPU (macOS too old, or not on a Mac's own processor)"
+    if not torch.backends.mps.is_built():
+        found = "was built without MPS"
+    raise InputError(
+        "--device",
+        f"this torch ({torch.__version__}) {found}",
+        "a Mac with an Apple GPU",
+        "run with --device cpu",
+    )
+
+
+def memory_layout(device: torch.device) -> torch.memory_format:
+    """How batches and weights lie in memory: channels last, which is fast on CPU and CUDA; on MPS
+    the plain order, which every operation there takes."""
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def placed(network: Network, device: torch.device) -> Network:
+    """The network on the device, in its memory layout."""
+    network = network.to(device)
+    if device.type == "mps":
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return network
+
+
+def on_device(batch: Tensor, device: torch.device) -> Tensor:
+    """A batch there; CUDA copies meanwhile, MPS could read memory that is free again."""
+    return batch.to(device, non_blocking=device.type == "cuda")
+
+
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Mixed precision (bfloat16) on GPUs that compute it; nothing elsewhere.
 
@@ -69,12 +111,14 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """The most that a GPU's memory held of this run so far; None on a CPU."""
+    """The most that an NVIDIA GPU's memory held of this run so far; None where it is not known."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def device_label(device: torch.device) -> str:
-    """For the log: CPU, or CUDA:0 with the GPU's name."""
+    """For the log: CPU, MPS, or CUDA:0 with the GPU's name."""
     if device.type == "cpu":
         return "CPU"
+    if device.type == "mps":
+        return "MPS (Apple GPU)"
     return f"CUDA:{device.index or 0} ({torch.cuda.get_device_name(device)})"

@@ -17,7 +17,7 @@ from trainer import metrics
 from trainer.console import Console
 from trainer.data.cache import SHARE_OF_FREE_MEMORY, ImageSet, free_bytes
 from trainer.data.transforms import BatchTransform
-from trainer.device import autocast
+from trainer.device import autocast, memory_layout, on_device
 from trainer.losses import LossFunction
 from trainer.metrics import Counts, ImageScore
 from trainer.networks.build import SegmentationNetwork
@@ -129,12 +129,12 @@ def evaluate(
         check()
         numbers = range((batch - 1) * batch_size, min(batch * batch_size, len(images)))
         raw, raw_targets = images.batch(indices)
-        inputs = transform.inputs(raw.to(device, non_blocking=True))
+        inputs = transform.inputs(on_device(raw, device))
         with autocast(device):
-            logits = network(inputs.contiguous(memory_format=torch.channels_last))
+            logits = network(inputs.contiguous(memory_format=memory_layout(device)))
         probabilities = network.probabilities(logits)
         if raw_targets is not None and masks is not None:
-            raw_targets = raw_targets.to(device, non_blocking=True)
+            raw_targets = on_device(raw_targets, device)
             truth = _truth(raw_targets[:, 0], outputs)
             at_network.append(_counts(classes_of(probabilities), truth, outputs))
             at_own += [

@@ -22,7 +22,7 @@ from trainer.config import Config
 from trainer.data.cache import SHARE_OF_FREE_MEMORY, ImageSet, free_memory_bytes
 from trainer.data.folders import Pair
 from trainer.data.transforms import BatchTransform
-from trainer.device import device_label, open_device, peak_memory_bytes
+from trainer.device import device_label, open_device, peak_memory_bytes, placed
 from trainer.errors import InputError
 from trainer.evaluate import OwnSizeMasks, evaluate
 from trainer.losses import build_loss
@@ -60,7 +60,8 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
     torch.manual_seed(parts.seed)
     weights = find_weights(usage.network, usage.source)
     folder = Path(usage.source).absolute().parent
-    network = build(usage.network, weights, folder=folder, trust_code=True).to(device)
+    network = build(usage.network, weights, folder=folder, trust_code=True)
+    network = placed(network, device)
     optimizer = build_optimizer(network.parameters(), config.optimizer)
     classes = usage.network.classes
     transform, loss = BatchTransform(usage.data, classes), build_loss(config.loss, classes)

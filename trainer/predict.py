@@ -102,7 +102,7 @@ class Model:
     def _probabilities(self, image: NDArray[np.uint8]) -> torch.Tensor:
         import torch
 
-        from trainer.device import autocast
+        from trainer.device import autocast, memory_layout
         from trainer.networks.description import check_size
 
         array = np.asarray(image)
@@ -117,7 +117,7 @@ class Model:
         with torch.inference_mode():
             batch = self.transform.inputs(torch.from_numpy(own)[None].to(self.device))
             with autocast(self.device):
-                logits = self.network(batch.contiguous(memory_format=torch.channels_last))
+                logits = self.network(batch.contiguous(memory_format=memory_layout(self.device)))
             return self.network.probabilities(logits)
 
 
@@ -142,7 +142,7 @@ def load_model(
     from trainer.checkpoint import load_checkpoint
     from trainer.config import Data
     from trainer.data.transforms import BatchTransform
-    from trainer.device import open_device
+    from trainer.device import open_device, placed
     from trainer.networks.build import build
     from trainer.networks.description import parse_network
 
@@ -162,7 +162,7 @@ def load_model(
     data = Data.model_validate({name: use.get(name, []) for name in names})
     target = open_device(device, None, deterministic=False)
     return Model(
-        network.to(target).eval(),
+        placed(network, target).eval(),
         BatchTransform(data, description.classes),
         Masks.model_validate(use["masks"]) if use.get("masks") else None,
         (use["image_size"][0], use["image_size"][1]) if use.get("image_size") else None,

@@ -21,7 +21,15 @@ from trainer.data.cache import ImageSet
 from trainer.data.folders import Pair
 from trainer.data.order import batch_seed, epoch_order
 from trainer.data.transforms import BatchTransform
-from trainer.device import autocast, device_label, open_device, peak_memory_bytes
+from trainer.device import (
+    autocast,
+    device_label,
+    memory_layout,
+    on_device,
+    open_device,
+    peak_memory_bytes,
+    placed,
+)
 from trainer.errors import NotANumber, Stopped
 from trainer.evaluate import Evaluation, OwnSizeMasks, as_result, evaluate
 from trainer.events import SCHEMA_VERSION, EventLog
@@ -93,7 +101,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     elif config.checkpoints.load:
         console.line(f"Loading model checkpoint from file: {config.checkpoints.load}")
         filled = load_weights(network.body, usage.checkpoint["state"], config, console)
-    network = network.to(device)
+    network = placed(network, device)
     if usage.size:
         network.check(usage.size)
     if this.checkpoints and (code := module_file(usage.network.model_dump(), Path(usage.source))):
@@ -251,12 +259,12 @@ def _steps(
     for batch, indices in enumerate(order.split(batch_size)[done:], start=done + 1):
         raw, raw_targets = images.batch(indices)
         assert raw_targets is not None
-        raw = raw.to(work.device, non_blocking=True)
-        raw_targets = raw_targets.to(work.device, non_blocking=True)
+        raw = on_device(raw, work.device)
+        raw_targets = on_device(raw_targets, work.device)
         number = batch_seed(work.parts.seed, epoch, batch)
         torch.manual_seed(number)  # dropout
         inputs, targets = work.transform.augmented(raw, raw_targets, randomness.manual_seed(number))
-        yield inputs.contiguous(memory_format=torch.channels_last), targets
+        yield inputs.contiguous(memory_format=memory_layout(work.device)), targets
 
 
 def _gradient_norm(network: nn.Module) -> Tensor:

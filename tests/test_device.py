@@ -1,0 +1,138 @@
+"""Which device a run takes. No Mac was there: what MPS needs is checked by name alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from launchers import Job
+from launchers.container import Image, command_inside
+from launchers.run_folder import device_in_container, device_inside, gpu_name
+from tests import studies
+from trainer.__main__ import limit_threads, translated
+from trainer.device import (
+    autocast,
+    device_label,
+    memory_layout,
+    on_device,
+    open_device,
+    peak_memory_bytes,
+    placed,
+)
+from trainer.errors import InputError, OutOfMemory
+from trainer.networks.build import build
+from trainer.networks.description import parse_network
+
+MPS = torch.device("mps")
+
+
+def there(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.device._check_cuda", lambda: None)
+    for name in ("benchmark",):  # what opening CUDA changes is put back
+        monkeypatch.setattr(torch.backends.cudnn, name, torch.backends.cudnn.benchmark)
+    for cuda, mps, expected in (
+        (True, True, "cuda"),
+        (False, True, "mps"),
+        (False, False, "cpu"),
+    ):
+        there(monkeypatch, cuda, mps)
+        assert open_device("auto", None, False).type == expected
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_mps_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    there(monkeypatch, False, True)
+    assert open_device("mps", None, False) == MPS
+    there(monkeypatch, False, False)
+    for built, expected in ((True, "finds no Apple GPU"), (False, "was built without MPS")):
+        monkeypatch.setattr(torch.backends.mps, "is_built", lambda built=built: built)
+        with pytest.raises(InputError, match=expected):
+            open_device("mps", None, False)
+    for name in ("msp", "cuda0", "cuda:x", ""):
+        with pytest.raises(InputError, match="auto, cpu, cuda, cuda:N, mps"):
+            open_device(name, None, False)
+
+
+def test_what_a_run_asks_of_mps() -> None:
+    """Plain memory order, single precision, no measured memory, and its name in the log."""
+    assert memory_layout(MPS) == torch.contiguous_format
+    assert memory_layout(torch.device("cpu")) == torch.channels_last
+    with autocast(MPS):
+        assert not torch.is_autocast_enabled("mps")
+    assert peak_memory_bytes(MPS) is None
+    assert device_label(MPS) == "MPS (Apple GPU)"
+
+
+def test_only_cuda_copies_meanwhile() -> None:
+    class Batch:
+        def to(self, device: torch.device, non_blocking: bool) -> bool:
+            return non_blocking
+
+    found = [on_device(Batch(), torch.device(name)) for name in ("cpu", "mps", "cuda")]  # type: ignore[arg-type]
+    assert found == [False, False, True]
+
+
+def test_weights_lie_as_the_device_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The move to MPS itself is left out here."""
+    network = build(parse_network({"network": "unet", "width": 4, "depth": 2}, "x"))
+
+    def channels_last() -> bool:
+        weights = [p for p in network.parameters() if p.dim() == 4 and p.shape[1] > 1]
+        return all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+
+    assert placed(network, torch.device("cpu")) is network and channels_last()
+    move = torch.nn.Module.to
+
+    def without_move(module: torch.nn.Module, *arguments: object, **named: object) -> object:
+        return module if arguments == (MPS,) else move(module, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(torch.nn.Module, "to", without_move)
+    placed(network, MPS)
+    assert not channels_last() and all(p.is_contiguous() for p in network.parameters())
+
+
+def test_a_full_apple_gpu_is_out_of_memory() -> None:
+    error = RuntimeError("MPS backend out of memory (MPS allocated: 18.12 GB)")
+    assert isinstance(translated(error), OutOfMemory)
+
+
+def test_the_cpu_helps_out_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK", raising=False)
+    limit_threads(None)
+    assert os.environ["PYTORCH_ENABLE_MPS_FALLBACK"] == "1"
+    code = "import sys, trainer.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=studies.ROOT).returncode == 0
+
+
+def test_a_trial_asks_for_what_is_not_there(tmp_path: Path) -> None:
+    if torch.backends.mps.is_available():
+        pytest.skip("this is a Mac")
+    studies.make_data(tmp_path / "data")
+    layers = studies.layers(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(
+        '{"neural_network": {"layers": "' + str(layers) + '", "data": {"input_path": '
+        '"data/train/inputs", "target_path": "data/train/targets"}, "optimizer": {"type": "sgd"}, '
+        '"loss": {"function": "bce"}}}'
+    )
+    ended = studies.module(tmp_path, "trainer", "--config=config.json", "--device", "mps")
+    assert ended.returncode == 2 and "--device" in ended.stderr and "MPS" in ended.stderr
+
+
+def test_a_process_may_use_mps_a_container_never() -> None:
+    assert device_inside("mps") == "mps" and device_in_container("mps") == "cpu"
+    assert device_in_container("cuda:3") == "cuda:0" and device_in_container("cpu") == "cpu"
+    assert gpu_name("mps", {}) is None
+    job = Job(Path("/runs/s/trial-0000"), "s", 0, device="mps", threads=2)
+    inside = command_inside(job, Image("rml-trainer", "1", "source"))
+    assert inside[inside.index("--device") + 1] == "cpu"
