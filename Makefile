@@ -63,7 +63,10 @@ $(VENV)/installed: $(VENV)/bin/python requirements.lock
 	  || { echo "8 GB of free disk are needed for the packages" >&2; exit 2; }
 	@echo $(if $(WHEELS),"Installs the packages in $(WHEELS).",\
 	  "Downloads the Python packages once: about 3 GB on Linux (6 GB on the disk, torch brings CUDA), 0.5 GB on macOS.")
-	$(PIP_INSTALL) -r requirements.lock
+	@test -z "$(WHEELS)" || ls $(WHEELS)/*.whl >/dev/null 2>&1 \
+	  || { echo "$(WHEELS) has no packages: make carry makes them, on a machine with internet" >&2; exit 2; }
+	$(PIP_INSTALL) -r requirements.lock \
+	  $(if $(WHEELS),|| { echo "Packages fit one Python and system: make carry is to run under $$($(PY) -V) on $$(uname -sm)" >&2; exit 2; })
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock

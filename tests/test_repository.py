@@ -196,6 +196,15 @@ def test_packages_for_older_drivers(target: str) -> None:
     assert told and f"torch=={told[1]}." in (ROOT / "requirements.lock").read_text()
 
 
+def test_a_folder_without_packages_is_refused_before_pip(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    command = ["make", "install", f"VENV={tmp_path}", f"WHEELS={tmp_path}"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2 and "pip install" not in ended.stdout
+    assert f"{tmp_path} has no packages: make carry makes them" in ended.stderr
+
+
 def test_wheels_of_another_torch_make_no_image_for_older_drivers(tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
     for name in ("Makefile", "wheels/torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl"):
