@@ -74,7 +74,7 @@ LEAVES = {
 GONE = {
     # a command: what there must not be after it
     "rm -rf runs": ["runs", "rml_study.db", "list_acc.json", "predictions", "new"],
-    "rm -rf best_model": ["best_model/best_model_file.pt", "best_model/best_model.json"],
+    "find best_model": ["best_model/best_model_file.pt", "best_model/best_model.json"],
     "make clean": [".venv", "demo"],
 }
 OFFLINE = "make install WHEELS="
