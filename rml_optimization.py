@@ -106,7 +106,7 @@ def study(
         _option(
             "--layers",
             help="Network file; looked up here, then beside the program. "
-            "[default: ./layers/resunet.json with a GPU, else ./layers/unet_small.json]",
+            "[default: ./layers/resunet.json with an NVIDIA GPU, else ./layers/unet_small.json]",
             show_default=False,
         ),
     ] = None,
@@ -115,7 +115,7 @@ def study(
         _option(
             "--image-size",
             help="Side of the square images that the network sees, in pixels. "
-            "[default: 256 with a GPU, else 128]",
+            "[default: 256 with an NVIDIA GPU, else 128]",
             show_default=False,
         ),
     ] = None,
@@ -231,7 +231,7 @@ def list_(
     storage: Storage = STORAGE,
 ) -> None:
     """Lists the studies of this folder, or the trials of one."""
-    from study import history
+    from study.commands import history
 
     if study:
         history.print_trials(history.find(study, Path.cwd(), storage))
@@ -249,8 +249,8 @@ def show(
 ) -> None:
     """Shows a trial: state, cause, settings, learning curve, log, files, how to repeat it."""
     from study.command import last_study
-    from study.history import find
-    from study.show import show_trial
+    from study.commands.history import find
+    from study.commands.show import show_trial
 
     name = study_name or last_study(Path.cwd(), "show")
     show_trial(find(name, Path.cwd(), storage), trial)
@@ -262,8 +262,8 @@ def use(
     storage: Storage = STORAGE,
 ) -> None:
     """Brings an earlier study's model back to ./best_model, and its ./list_acc.json."""
-    from study.history import find
-    from study.use import use_study
+    from study.commands.history import find
+    from study.commands.use import use_study
 
     use_study(find(study, Path.cwd(), storage), Path.cwd(), storage)
 
@@ -275,8 +275,8 @@ def compare(
     storage: Storage = STORAGE,
 ) -> None:
     """Compares two studies: settings, best so far, paired difference on the test images."""
-    from study import compare as comparison
-    from study.history import find
+    from study.commands import compare as comparison
+    from study.commands.history import find
 
     found = [find(name, Path.cwd(), storage) for name in (study, other)]
     comparison.compare(found[0], found[1], Path.cwd())
@@ -300,7 +300,7 @@ def check(
 
     from rich.console import Console
 
-    from study.check import run_check
+    from study.commands.check import run_check
     from trainer.data.labels import read_labels
 
     classes = read_labels(labels) if labels else []
@@ -333,7 +333,7 @@ def predict(
     from rich.console import Console
 
     from study.command import find_gpu
-    from study.predict import Predict, run_predict
+    from study.commands.predict import Predict, run_predict
     from study.settings import check_choice, check_positive
 
     asked = Predict(

@@ -14,10 +14,9 @@ import shutil
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -27,13 +26,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from launchers import Job, Running
 from launchers.choice import Place, choose_launcher
 from study import failures, paste
-from study.dataset import Dataset, read_dataset
-from study.forecast import measure_step, print_plan
-from study.foreign import check_foreign
+from study.dataset import Dataset
 from study.interruption import Interrupted, Interruption
 from study.lock import DriverLock
-from study.plan import UNKNOWN_PARAMETERS, check_disk, describe, disk_needed_bytes
 from study.promotion import Promotion, best_of
+from study.ready import inputs_of, make_ready
 from study.records import (
     SPLIT_FILE,
     Records,
@@ -42,16 +39,14 @@ from study.records import (
     run_name,
     write_json,
 )
-from study.report import print_end, print_end_of_command, print_settings
+from study.report import print_end, print_end_of_command
 from study.settings import Settings, check_network
-from study.slots import Slot, choose_slot
+from study.slots import Slot
 from study.space import first_point, render, render_test, suggest
-from study.split import make_split
-from study.start_weights import StartWeights, find_start_weights
+from study.start_weights import StartWeights
 from study.storage import DEFAULT_STORAGE, MadeWith, Storage, masked, masked_text
 from study.view import StudyView
-from trainer.data.folders import Layout
-from trainer.data.split import Split, read_split
+from trainer.data.split import Split
 from trainer.errors import InputError, RmlError
 from trainer.events import METRICS_FILE, RESULT_FILE, UNREADABLE
 
@@ -427,109 +422,6 @@ def run_study(settings: Settings, *, resume: bool, here: Path, console: Console)
         storage.close()
 
 
-class Ready(NamedTuple):
-    """A study that could begin: all that is decided before anything is written or started."""
-
-    settings: Settings
-    dataset: Dataset
-    split: Split
-    slot: Slot
-    start: StartWeights
-    network_size: dict[str, int] | None
-    disk_needed: int
-    disk_free: int
-
-    def print(self, place: Place, console: Console) -> None:
-        """The table of its settings."""
-        print_settings(
-            self.settings,
-            place,
-            self.slot,
-            self.dataset,
-            self.split,
-            self.start,
-            self.network_size,
-            self.disk_needed,
-            self.disk_free,
-            console,
-        )
-
-
-def make_ready(
-    settings: Settings, resume: bool, here: Path, folder: Path, console: Console, place: Place
-) -> Ready:
-    """Reads the data, draws the split (or takes that of the study to resume), and decides."""
-    with console.status("reading the data …") as status:
-        dataset = read_dataset(
-            settings.data,
-            list(settings.classes),
-            lambda done, total: status.update(f"reading the data: {done}/{total}"),
-        )
-    if settings.select_on == "test" and not dataset.test_has_truth:
-        raise InputError("--select-on test", "the test images have no masks", "validation")
-    if place.foreign:
-        check_foreign(settings, dataset)
-    size = None if settings.trial_command else describe(settings.layers)
-    needed = disk_needed_bytes(size["parameters"] if size else UNKNOWN_PARAMETERS, settings)
-    free = check_disk(here, needed)
-    slot = choose_slot(settings.gpu, settings.threads)
-    start = find_start_weights(settings, dataset, folder)
-    settings = replace(settings, weights=start.decided)
-    split_file = folder / SPLIT_FILE
-    if resume and split_file.exists():
-        split = read_split(split_file)
-    else:
-        split = make_split(dataset, settings)
-    return Ready(settings, dataset, split, slot, start, size, needed, free)
-
-
-def plan_study(settings: Settings, *, here: Path, console: Console) -> int:
-    """Prints what the study would take, after one measured step in a folder that goes again."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if settings.trial_command:
-        found = "is not known: only the program's own trainer measures a step"
-        raise InputError("--trial-command", found, "plan without it")
-    check_network(settings.layers, settings.image_size)
-    place = choose_launcher(
-        settings.launcher, settings.docker_image, settings.docker_image_given, settings.gpu
-    )
-    if place.foreign:
-        where = f"--docker-image {settings.docker_image}"
-        raise InputError(where, "is a foreign image, which measures nothing", "an image of ours")
-    try:
-        temporary = TemporaryDirectory(prefix=".plan-", dir=here)
-    except OSError as error:
-        raise InputError(str(here), f"cannot be written ({error.strerror})") from None
-    with temporary as name:
-        folder = Path(name)
-        ready = make_ready(settings, False, here, folder, console, place)
-        ready.print(place, console)
-        write_json(folder / SPLIT_FILE, ready.split.model_dump())
-        ready.start.put_in_place()
-        inputs = inputs_of(ready.dataset.layout, folder / SPLIT_FILE, ready.start)
-        with console.status("measuring one step …"):
-            measured = measure_step(
-                ready.settings,
-                ready.dataset.layout,
-                ready.start,
-                ready.slot,
-                place.launcher,
-                inputs,
-                folder,
-            )
-    tests = len(ready.split.parts.test)
-    print_plan(settings, measured, tests, ready.disk_needed, ready.disk_free, console)
-    return 0
-
-
-def inputs_of(layout: Layout, split_file: Path | None, start: StartWeights) -> tuple[Path, ...]:
-    """What a trial reads outside its run folder."""
-    folders = (layout.inputs, layout.targets, layout.test_inputs, layout.test_targets)
-    inputs = [folder.resolve() for folder in folders if folder]
-    inputs += [split_file] if split_file else []
-    return (*inputs, *start.files)
-
-
 def _run_locked(
     settings: Settings,
     resume: bool,
@@ -628,15 +520,12 @@ def finish(driver: Driver, console: Console) -> int:
             f"no trial finished: {causes}\nto go on: {resume_command(driver.settings)}"
         )
     scores = driver.test(best)
+    told = {"accuracy": best.max_acc, "evaluated_on": "test"} if driver.place.foreign else scores
+    driver.promotion.promote(best, told, ended=True)
     launcher = driver.place.launcher.name
     if driver.settings.trial_command:
         print_end_of_command(driver.settings, driver.folder, best, records, console)
         return 0
-    if driver.place.foreign:
-        scores_of_test: dict[str, Any] | None = {"accuracy": best.max_acc, "evaluated_on": "test"}
-    else:
-        scores_of_test = scores
-    driver.promotion.promote(best, scores_of_test)
     validation = read_result(driver.folder / run_name(best.trial))
     print_end(driver.settings, driver.split, best, records, validation, scores, launcher, console)
     return 0

@@ -20,7 +20,7 @@ class Job:
     """One trial, ready to run.
 
     `run_folder` is absolute, lies in the study's folder and holds config.json. `inputs` are the
-    absolute paths that the configuration reads. `device` is "cpu", "mps" (in a container the CPU)
+    absolute paths that the configuration reads. `device` is "cpu", "mps" (a process on a Mac)
     or "cuda:N", N counting the GPUs that the driver may use. `cores` are the CPU cores that the
     trial may use (none: all). `memory_bytes` limits a container (None: nine tenths of the machine's
     memory). `study` and `trial` label what is started.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from launchers import Job, owner
 from launchers.run_folder import (
-    device_in_container,
+    device_inside,
     is_ours,
     supervised,
     thread_limits,
@@ -136,7 +136,7 @@ def command_inside(job: Job, image: Image) -> list[str]:
     if job.command is None:
         if image.source is None:
             return ["rmldnn", "--config=config.json"]
-        options = trainer_options(device_in_container(job.device), job.threads)
+        options = trainer_options(device_inside(job.device), job.threads)
         return ["python", "-m", "trainer", *options]
     if image.source is None:
         return list(job.command)

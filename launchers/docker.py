@@ -7,6 +7,7 @@ gets `rmldnn --config=config.json`, and what it tells is read from its out_test.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -134,6 +135,8 @@ class DockerLauncher:
 
         A foreign image may have no torch: there only the toolkit's own tool is asked.
         """
+        if sys.platform == "darwin":
+            return "a container cannot use a Mac's GPU"
         import_torch = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
         command = ["nvidia-smi", "-L"] if self.foreign else ["python", "-c", import_torch]
         arguments = {

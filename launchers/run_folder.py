@@ -51,11 +51,6 @@ def device_inside(device: str) -> str:
     return "cuda:0" if device.startswith("cuda") else device
 
 
-def device_in_container(device: str) -> str:
-    """As `device_inside`; no container reaches a Mac's GPU."""
-    return "cpu" if device == "mps" else device_inside(device)
-
-
 def gpu_name(device: str, environment: Mapping[str, str]) -> str | None:
     """The number or UUID of the GPU that "cuda:N" means; None where the device is no GPU.
 

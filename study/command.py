@@ -10,6 +10,7 @@ from typing import Any
 from study import settings as check
 from study.lock import LOCK_FILE
 from study.settings import Settings
+from study.slots import apple_gpu, gpus
 from study.trial_command import parse_trial_command
 from trainer.data.labels import read_labels
 from trainer.errors import InputError
@@ -85,15 +86,16 @@ def settings_from(options: Given, here: Path) -> Settings:
         )
     }
     gpu = find_gpu(o["gpu"])
+    big = gpu and not apple_gpu()
     layers = check.find_layers(
-        o["layers"] or ("./layers/resunet.json" if gpu else "./layers/unet_small.json")
+        o["layers"] or ("./layers/resunet.json" if big else "./layers/unet_small.json")
     )
     split = Path(o["split"]).absolute() if o["split"] else None
     return Settings(
         study_name=name,
         data=Path(os.path.abspath(here / o["data"])),
         layers=layers,
-        image_size=o["image_size"] or (256 if gpu else 128),
+        image_size=o["image_size"] or (256 if big else 128),
         num_trials=o["num_trials"],
         num_epochs=o["num_epochs"],
         batch_size=o["batch_size"],
@@ -132,14 +134,12 @@ def find_gpu(asked: bool | None) -> bool:
     """Whether a GPU is used; raises InputError where one was asked for and none is there."""
     if asked is False:
         return False
-    from study.slots import gpus
-
     found = gpus()
     if asked and not found:
         raise InputError(
             "--gpu",
             "no GPU was found (nvidia-smi lists none)",
-            "a machine with an NVIDIA GPU and its driver",
+            "a machine with an NVIDIA GPU and its driver, or a Mac with its own",
             "leave --gpu out, or give --no-gpu to train on the CPU",
         )
     return bool(found)
@@ -169,7 +169,7 @@ def plan_command(options: Given, here: Path) -> int:
     """Tells what the study that the options describe would take; the exit code."""
     from rich.console import Console
 
-    from rml_optuna import plan_study
+    from study.commands.plan import plan_study
 
     if options.options["resume"]:
         raise InputError("--resume", "a plan is of a new study", "plan without --resume")

@@ -35,7 +35,8 @@ class Scanned:
     `values` counts the pixels of its truth by value, or by class where classes are named (all 0
     without truth), `mask_values` the values and colours of its mask files. `view` is the 64x64
     image, `grey` says whether it has no colour, `brightness` is (mean, standard deviation) of the
-    64x64 image in 0 to 255, `distinct` counts the grey values of the whole image.
+    64x64 image in 0 to 255, `distinct` counts the grey values of the whole image. `contents` are
+    checksums of the image's and the truth's pixels, however they are stored.
     """
 
     pair: Pair
@@ -47,6 +48,7 @@ class Scanned:
     grey: bool
     brightness: tuple[float, float]
     distinct: int
+    contents: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -126,21 +128,26 @@ def _scan(pair: Pair, classes: list[MaskClass]) -> Scanned:
     image = open_image(pair.image)
     grey = image.convert("L")
     pixels = small_grey(grey)
-    values, found = _truth(pair, image.size, classes)
+    truth, found = _truth(pair, image.size, classes)
     digest = hashlib.sha256(pair.name.encode())
     for path in (pair.image, *pair.masks):
         digest.update(path.read_bytes())
     return Scanned(
         pair,
         image.size,
-        values,
+        np.bincount(truth.ravel(), minlength=256),
         found,
         standardised(pixels),
         digest.hexdigest(),
         _is_grey(image),
         (float(pixels.mean()), float(pixels.std())),
         sum(count > 0 for count in grey.histogram()),
+        (_checksum(np.asarray(image.convert("RGB"))), _checksum(truth)),
     )
+
+
+def _checksum(array: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def _is_grey(image: Any) -> bool:
@@ -152,8 +159,8 @@ def _is_grey(image: Any) -> bool:
 
 def _truth(
     pair: Pair, size: tuple[int, int], classes: list[MaskClass]
-) -> tuple[NDArray[np.int64], MaskValues]:
-    """Pixels of the united masks by value or class, and what the mask files hold."""
+) -> tuple[NDArray[np.uint8], MaskValues]:
+    """The united masks (H, W) by value or class (empty without truth), and what the files hold."""
     united: NDArray[np.uint8] | None = None
     found = MaskValues()
     for path in pair.masks:
@@ -175,9 +182,7 @@ def _truth(
             united = np.where(array > 0, array, united)
         else:
             united = np.maximum(array, united)
-    if united is None:
-        return np.zeros(256, np.int64), found
-    return np.bincount(united.ravel(), minlength=256), found
+    return np.zeros((0, 0), np.uint8) if united is None else united, found
 
 
 def scan(folder: Path, classes: list[MaskClass], progress: Callable[[int, int], None]) -> Scan:

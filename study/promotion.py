@@ -51,10 +51,12 @@ class Promotion:
     start: StartWeights
     records: Records
 
-    def promote(self, best: TrialRecord | None, scores: dict[str, Any] | None = None) -> None:
+    def promote(
+        self, best: TrialRecord | None, scores: dict[str, Any] | None = None, ended: bool = False
+    ) -> None:
         """Makes the trial the study's model, unless it is; `scores` are those on the test images,
-        which a model has at the end of its study."""
-        if best is None or (scores is None and self.records.promoted() == (best.trial, False)):
+        where there are some at the end of the study (`ended`)."""
+        if best is None or (not ended and self.records.promoted() == (best.trial, False)):
             return
         run_folder = self.folder / run_name(best.trial)
         checkpoint = checkpoint_of(run_folder, best.epoch_max_acc)
@@ -72,7 +74,9 @@ class Promotion:
         if self.start.module:
             files[self.start.module.name] = self.start.module
         config = None if own else lambda folder: self._config(best, folder)
-        self.records.promote(model, files, self._origin(best, scores), config)
+        self.records.promote(
+            model, files, {**self._origin(best, scores), "study_ended": ended}, config
+        )
 
     def _origin(self, best: TrialRecord, scores: dict[str, Any] | None) -> dict[str, Any]:
         """Where the model comes from: best_model.json."""

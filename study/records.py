@@ -198,10 +198,11 @@ class Records:
             (folder / CONFIG_FILE).unlink(missing_ok=True)
 
     def promoted(self) -> tuple[int, bool] | None:
-        """The trial whose model is the study's, and whether it has its scores on test."""
+        """The trial whose model is the study's, and whether the study had ended then."""
         try:
             origin = json.loads((self.folder / BEST_FOLDER / ORIGIN_FILE).read_text("utf-8"))
-            return int(origin["trial"]), origin["test"] is not None
+            ended = origin.get("study_ended", origin["test"] is not None)
+            return int(origin["trial"]), bool(ended)
         except (OSError, ValueError, LookupError):
             return None
 

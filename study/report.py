@@ -16,8 +16,8 @@ from launchers.choice import Place
 from launchers.mounts import mounts
 from study import paste, statistics
 from study.dataset import Dataset, score_of_nothing
-from study.plan import megabytes
 from study.records import MODEL_FILE, TrialRecord, checkpoint_of, run_name
+from study.resources import megabytes
 from study.settings import Settings
 from study.slots import Slot, gpus
 from study.space import first_point
@@ -166,6 +166,8 @@ def _channels(start: StartWeights) -> str:
 
 
 def _device(slot: Slot) -> str:
+    if slot.device == "mps":
+        return gpus()[0]
     if slot.device != "cpu":
         return f"GPU {slot.device.partition(':')[2]}, {gpus()[0]}"
     return "CPU (--no-gpu)" if gpus() else "CPU (no GPU was found)"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one trial runs: "cpu" or "cuda:N", with so many threads on these cores."""
+    """Where one trial runs: "cpu", "cuda:N" or "mps", with so many threads on these cores."""
 
     device: str
     threads: int
@@ -24,8 +26,15 @@ def cores() -> tuple[int, ...]:
     return tuple(range(os.cpu_count() or 1))
 
 
+def apple_gpu() -> bool:
+    """Whether this is a Mac with a GPU that torch uses as mps."""
+    return sys.platform == "darwin" and platform.machine() == "arm64"
+
+
 def gpus() -> list[str]:
     """Names of the GPUs that this process may use, as nvidia-smi and CUDA_VISIBLE_DEVICES say."""
+    if apple_gpu():
+        return ["Apple (MPS)"]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and not visible.replace("-1", "").strip():
         return []
@@ -46,4 +55,5 @@ def choose_slot(gpu: bool, threads: int | None) -> Slot:
     """The one slot of a study: the first GPU or the CPU, with the threads asked for or all."""
     mine = cores()
     count = threads or len(mine)
-    return Slot("cuda:0" if gpu else "cpu", count, mine[:count] if count < len(mine) else ())
+    device = ("mps" if apple_gpu() else "cuda:0") if gpu else "cpu"
+    return Slot(device, count, mine[:count] if count < len(mine) else ())

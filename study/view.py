@@ -40,6 +40,12 @@ def settings_of(params: dict[str, Any]) -> str:
     return f"{params['optimizer']}, {params['loss']}, rate {params['learning_rate']:.2e}"
 
 
+def classes_of(record: TrialRecord) -> str:
+    """Dice by name, where there are several classes."""
+    told = record.class_dice or {}
+    return ", ".join(f"{name} {number(value)}" for name, value in told.items() if len(told) > 1)
+
+
 def _on(event: dict[str, Any]) -> str:
     """On which images an epoch was evaluated, before the name of its number."""
     return f"{event['evaluated_on']} " if event.get("evaluated_on") else ""
@@ -141,9 +147,10 @@ class StudyView:
             self._live.update(self._picture())
             return
         cause = f" ({record.cause})" if record.cause else ""
+        classes = f", Dice of {classes_of(record)}" if classes_of(record) else ""
         self.say(
             f"trial {record.trial} {record.state}{cause}: {self._metric} {number(record.value)} "
-            f"at epoch {record.epoch_max_acc}, {duration(record.seconds)}"
+            f"at epoch {record.epoch_max_acc}{classes}, {duration(record.seconds)}"
         )
 
     def _end(self) -> str:
@@ -162,7 +169,7 @@ class StudyView:
                 name, justify="left" if name in ("state", "optimizer", "loss") else "right"
             )
         table.add_column("time", justify="right")
-        table.add_column("cause", overflow="fold")
+        table.add_column("remarks", overflow="fold")
         done = [r for r in self._records if r.state == "COMPLETE" and r.value is not None]
         best = max(done, key=lambda r: (r.value or 0.0, -r.trial), default=None)
         shown = self._records[-SHOWN_TRIALS:]
@@ -172,7 +179,8 @@ class StudyView:
             rate, style = f"{r.lr:.2e}", "bold green" if r is best else ""
             cells = [str(r.trial), r.state, r.optimizer, r.loss, rate, number(r.value)]
             cells += [number(r.foreground_dice), f"{r.epoch_max_acc}/{r.epochs}"]
-            table.add_row(*map(Text, [*cells, duration(r.seconds), r.cause]), style=style)
+            remarks = "; ".join(text for text in (r.cause, classes_of(r)) if text)
+            table.add_row(*map(Text, [*cells, duration(r.seconds), remarks]), style=style)
         lines: list[Any] = [table]
         if self._running:
             trial, params = self._running

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from launchers import Job
-from launchers.container import Image, command_inside
-from launchers.run_folder import device_in_container, device_inside, gpu_name
+from launchers.docker import DockerLauncher
+from launchers.run_folder import device_inside, gpu_name
+from study import slots
 from tests import studies
 from trainer.__main__ import limit_threads, translated
 from trainer.device import (
@@ -129,10 +129,15 @@ def test_a_trial_asks_for_what_is_not_there(tmp_path: Path) -> None:
     assert ended.returncode == 2 and "--device" in ended.stderr and "MPS" in ended.stderr
 
 
-def test_a_process_may_use_mps_a_container_never() -> None:
-    assert device_inside("mps") == "mps" and device_in_container("mps") == "cpu"
-    assert device_in_container("cuda:3") == "cuda:0" and device_in_container("cpu") == "cpu"
+def test_a_process_may_use_mps() -> None:
+    assert [device_inside(d) for d in ("mps", "cuda:3", "cpu")] == ["mps", "cuda:0", "cpu"]
     assert gpu_name("mps", {}) is None
-    job = Job(Path("/runs/s/trial-0000"), "s", 0, device="mps", threads=2)
-    inside = command_inside(job, Image("rml-trainer", "1", "source"))
-    assert inside[inside.index("--device") + 1] == "cpu"
+
+
+def test_a_mac_gives_its_gpu_to_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert slots.gpus() == ["Apple (MPS)"]
+    assert slots.choose_slot(True, 2).device == "mps"
+    assert slots.choose_slot(False, 2).device == "cpu"
+    assert DockerLauncher.probe_gpu(None) == "a container cannot use a Mac's GPU"

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import rml_optuna
-from study.chart import HEIGHT, chart
+from study.commands.chart import HEIGHT, chart
 from study.lock import DriverLock
 from study.statistics import paired
 from tests import studies
@@ -160,7 +160,8 @@ def test_show(here: Path) -> None:
 
 def test_show_of_a_trial_that_told_nonsense(here: Path) -> None:
     lines = ['{"event": "epoch"}', "[1]", '{"event": "epoch", "epoch": 1, "accuracy": NaN}']
-    lines += ['{"event": "epoch", "epoch": 2, "accuracy": 0.5, "loss": "low"}']
+    lines += ['{"event": "epoch", "epoch": 2, "accuracy": 0.5}']
+    lines += ['{"event": "epoch", "epoch": 3, "accuracy": 0.9, "loss": "low"}']
     (here / "runs/c/trial-0001/metrics.jsonl").write_text("\n".join(lines) + "\n")
     (here / "runs/c/trial-0001/result.json").write_text("[]")
     assert "2 of ?; on its images: accuracy 0.500" in typed(here, "show", "1")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,10 @@ from PIL import Image
 
 from tests import studies
 from tests.conftest import Ended
-from trainer.errors import InputError
+from trainer.errors import InputError, Stopped
 from trainer.metrics import dice
 from trainer.predict import load_model, predict_folder
+from trainer.stopping import StopRequest
 
 pytest.importorskip("torch")
 
@@ -92,6 +96,35 @@ def test_a_second_run_does_what_is_new(model: Path, images: Path, tmp_path: Path
     assert (out / "masks/some (1)/case_0.png").stat().st_mtime_ns == kept
     with h5py.File(out / "predictions.h5") as file:
         assert "extra.png" in file and "some (1)/case_4.png" not in file
+
+
+def test_images_of_one_stem_keep_their_masks(model: Path, images: Path, tmp_path: Path) -> None:
+    folder = images / "some (1)"
+    first = predict_folder(images, model, tmp_path / "out", "cpu")
+    Image.open(folder / "case_1.png").save(folder / "case_0.bmp")  # comes before case_0.png
+    again = predict_folder(images, model, tmp_path / "out", "cpu")
+    masks = {one["name"]: one["mask"] for one in again["images"]}
+    assert masks["some (1)/case_0.png"] == first["images"][0]["mask"]
+    assert masks["some (1)/case_0.bmp"] == "masks/some (1)/case_0.bmp.png"
+    same = masks_of(tmp_path / "out", again)
+    np.testing.assert_array_equal(same["some (1)/case_0.bmp"], same["some (1)/case_1.png"])
+
+
+def test_a_run_that_is_stopped_goes_on(model: Path, images: Path, tmp_path: Path) -> None:
+    stop = StopRequest()
+
+    def progress(done: int, total: int, name: str) -> None:
+        if done == 2:
+            stop.ask("enough")
+
+    out = tmp_path / "out"
+    with pytest.raises(Stopped):
+        predict_folder(images, model, out, "cpu", progress=progress, stop=stop)
+    assert len(json.loads((out / "predict.json").read_text())["images"]) == 2
+    record = predict_folder(images, model, out, "cpu")
+    assert [one["new"] for one in record["images"]] == [False, False, True, True, True]
+    with h5py.File(out / "predictions.h5") as file:
+        assert len(file["some (1)"]) == 5
 
 
 def test_odd_and_unreadable_images_are_named_and_the_rest_is_done(
@@ -188,3 +221,30 @@ def test_a_container_with_the_model_alone(model: Path, images: Path, tmp_path: P
         np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(other)))
     record = json.loads((elsewhere.parent / "predictions/predict.json").read_text())
     assert record["source"] == str(images)
+
+
+@pytest.mark.slow
+def test_a_fresh_clone_elsewhere(model: Path, images: Path, tmp_path: Path) -> None:
+    """The files of the repository and the folder best_model/, and nothing else."""
+    clone = tmp_path / "clone"
+    names = subprocess.run(
+        ["git", "ls-files"], cwd=studies.ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in names:
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(studies.ROOT / name, clone / name)
+    shutil.copytree(model, clone / "best_model", dirs_exist_ok=True)
+    command = [
+        sys.executable,
+        "rml_optimization.py",
+        "predict",
+        str(images),
+        "--launcher",
+        "process",
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    ended = subprocess.run(command, cwd=clone, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    here = predict_folder(images, model, tmp_path / "here", "cpu")
+    there = json.loads((clone / "predictions/predict.json").read_text())
+    assert [i["pixels"] for i in there["images"]] == [i["pixels"] for i in here["images"]]

@@ -24,7 +24,8 @@ SUBCOMMANDS = ("plan", "list", "show", "use", "compare", "check", "predict")
 HOST = (
     "rml_optimization, rml_optuna, study.command, study.report, launchers.choice, launchers.fake, "
 )
-HOST += "study.history, study.show, study.compare, study.use, study.forecast"
+COMMANDS = ("check", "history", "show", "compare", "use", "plan", "predict")
+HOST += ", ".join(f"study.commands.{name}" for name in COMMANDS)
 
 
 def python(code: str) -> str:

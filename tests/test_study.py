@@ -17,6 +17,7 @@ import pytest
 
 import rml_optuna
 from launchers.fake import FakeLauncher
+from study import ready
 from study.interruption import Interruption
 from study.records import TrialRecord
 from tests import studies
@@ -52,7 +53,7 @@ def study(
 ) -> Callable[..., tuple[int, str]]:
     """Types a study in tmp_path whose trials a fake trainer plays; exit code and all output."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(rml_optuna, "describe", lambda layers: {"parameters": 1000})
+    monkeypatch.setattr(ready, "describe", lambda layers: {"parameters": 1000})
     monkeypatch.setattr(rml_optuna, "POLL_SECONDS", 0.001)
 
     def run(epochs: Epochs, *options: str) -> tuple[int, str]:

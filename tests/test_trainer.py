@@ -819,7 +819,7 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(
 def test_sigterm_and_resume(
     started: Started, configuration: Build, train: Train, tmp_path: Path
 ) -> None:
-    content = configuration(num_epochs=100)
+    content = configuration(num_epochs=40)
     (tmp_path / "c.json").write_text(json.dumps(content))
     folder = tmp_path / "run"
     options = ("--run-folder", str(folder), "--threads", "1", "--device", "cpu")

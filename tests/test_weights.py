@@ -292,6 +292,7 @@ def small_data(folder: Path) -> None:
         Image.fromarray((image > 127).astype(np.uint8) * 255).save(folder / "targets" / f"{i}.png")
 
 
+@pytest.mark.slow
 def test_a_trial_starts_from_exactly_these_tensors(
     published: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:

@@ -147,12 +147,18 @@ class Data(Section):
     input_path: str | None = Field(
         None, description="Folder of training inputs; left out, nothing is trained."
     )
-    target_path: str | None = Field(None, description="Folder of training targets (masks).")
+    target_path: str | None = Field(
+        None,
+        description="Folder of training targets (masks); the same as input_path where masks lie "
+        "beside their images.",
+    )
     test_input_path: str | None = Field(
         None, description="Folder of test inputs; left out, nothing is evaluated on it."
     )
     test_target_path: str | None = Field(
-        None, description="Folder of test targets; left out, test inputs are predicted only."
+        None,
+        description="Folder of test targets, or the same as test_input_path; left out, test "
+        "inputs are predicted only.",
     )
     test_output_path: str | None = Field(
         None, description="Folder for predictions, output_<epoch>.h5; left out, none are kept."
@@ -161,7 +167,7 @@ class Data(Section):
         None,
         description="Split file: training trains on its part `training` and is evaluated on its "
         "part `validation`, a run without training evaluates its part `test`; it also says what "
-        "the values of the masks mean. Ours.",
+        "the values or colours of the masks mean. Ours.",
     )
     batch_size: int = Field(64, ge=1, description="Images in a training batch.")
     test_batch_size: int = Field(64, ge=1, description="Images in an evaluation batch.")

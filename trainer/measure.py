@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 def measure(config: Config, this: Run) -> dict[str, Any]:
-    """Seconds of each part and the memory, as the driver extrapolates them (study/forecast.py).
+    """Seconds of each part, and the memory; study/commands/plan.py extrapolates them.
 
     {"seconds": {build, read_image, step, batch_norm_image, evaluate_image, first_evaluate_image,
     checkpoint}, "images": {training, evaluation, batch_norm}, "batch_size", "measured_seconds",

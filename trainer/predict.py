@@ -275,17 +275,21 @@ def predict_folder(
     device: str = "auto",
     trust_code: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+    stop: StopRequest | None = None,
     besides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Predicts every image of `source` into `out`; what predict.json then holds.
 
     `progress(done, total, name)` is called after each image. Raises InputError where nothing can
-    be predicted at all, or `out` holds other things than `besides`.
+    be predicted at all, or `out` holds other things than `besides`; Stopped where `stop` was asked:
+    what was done until then stays, and the next run goes on.
     """
+    stop = stop or StopRequest()
     file = model_file(model_path)
     checksum = sha256(file)
     images, skipped = list_source(source)
     before = check_output(out, source, checksum, besides)
+    before = {name: one for name, one in before.items() if name in images}
     model = load_model(file, device, trust_code=trust_code)
     record = {
         "schema_version": SCHEMA_VERSION,
@@ -295,21 +299,25 @@ def predict_folder(
         "mask_values": mask_values(model.masks),
         "images": list(before.values()),
     }
-    _write_json(out / RECORD_FILE, record)  # so that a run that was stopped can go on
-    done: list[dict[str, Any]] = []
-    taken: set[str] = set()
-    with _probabilities_file(out, source, model, keep=set(before) & set(images)) as probabilities:
+    _write_json(out / RECORD_FILE, record)  # the folder is known as ours, whatever happens
+    done: dict[str, dict[str, Any]] = {}
+    taken = {str(Path(one["mask"]).relative_to(MASKS)) for one in before.values()}
+    with _probabilities_file(out, source, model, keep=set(before)) as probabilities:
         for number, (name, path) in enumerate(images.items(), start=1):
-            png = _free_name(name, taken)
-            taken.add(png)
+            if stop.asked():
+                done |= {n: one for n, one in before.items() if n not in done}
+                break
+            known = before.get(name)
             try:
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                known = before.get(name)
                 if known and known["sha256"] == digest and _still_there(out, known):
-                    done.append({**known, "new": False})
+                    done[name] = {**known, "new": False}
                 else:
+                    png = str(Path(known["mask"]).relative_to(MASKS)) if known else ""
+                    png = png or _free_name(name, taken)
                     one = _predict_one(model, path, name, png, out, probabilities)
-                    done.append({"name": name, "sha256": digest, "new": True, **one})
+                    taken.add(png)
+                    done[name] = {"name": name, "sha256": digest, "new": True, **one}
             except InputError as error:
                 told = str(error).replace(f"{path}: ", "")
                 skipped[name] = " ".join(told.split())
@@ -318,13 +326,16 @@ def predict_folder(
                     raise
                 skipped[name] = error.strerror or "cannot be read"
             progress(number, len(images), name)
-        if not done:
-            (out / RECORD_FILE).unlink()
-            reasons = "\n".join(f"- {name}: {why}" for name, why in list(skipped.items())[:10])
-            raise InputError(str(source), f"no image could be predicted\n{reasons}")
+    if not done:
+        for name in (RECORD_FILE, PROBABILITIES_FILE):
+            (out / name).unlink()
+        stop.check()
+        reasons = "\n".join(f"- {name}: {why}" for name, why in list(skipped.items())[:10])
+        raise InputError(str(source), f"no image could be predicted\n{reasons}")
     over = [{"name": name, "reason": why} for name, why in sorted(skipped.items())]
-    record |= {"images": done, "skipped": over}
+    record |= {"images": list(done.values()), "skipped": over}
     _write_json(out / RECORD_FILE, record)
+    stop.check()
     return record
 
 
@@ -469,7 +480,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stderr.isatty():
                 end = "\n" if done == total else ""
                 print(f"\r{done} of {total} images", end=end, file=sys.stderr)
-            stop.check()
 
         record = predict_folder(
             given.source,
@@ -478,6 +488,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.device,
             given.trust_code,
             progress,
+            stop,
             RUN_FILES if given.in_run_folder else (),
         )
     except Exception as error:

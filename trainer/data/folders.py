@@ -19,6 +19,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 IGNORED = ("thumbs.db", "desktop.ini")
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 DICOM_FIX = "convert it to 8-bit PNG, for example with: dcmj2pnm +on --min-max-window IN OUT.png"
+MOST_HINTS = 1000
 MASK_NAME = re.compile(r"(.+)_mask(?:_\d+)?")
 
 
@@ -186,16 +187,20 @@ def pair(inputs: Path, targets: Path | None) -> tuple[list[Pair], list[InputErro
         faults += mask_faults
         masks = {_stem(targets, path): path for path in files}
     of: dict[str, list[Path]] = {}
+    orphans: dict[str, Path] = {}
     for stem, mask in masks.items():
         united = MASK_NAME.fullmatch(stem)
         owner = stem if stem in images else united[1] if united else stem
         if owner in images:
             of.setdefault(owner, []).append(mask)
         else:
-            place = f"{inputs}/{united[1] if united else stem}.*"
-            hint = nearest(owner, images) if len(images) < 10_000 else ""
-            faults.append(InputError(str(mask), f"is a mask without an image{hint}", place))
+            orphans[owner] = mask
     pairs = []
+    lonely = [stem for stem in images if stem not in of]
+    for owner, mask in orphans.items():
+        hint = nearest(owner, lonely) if len(lonely) < MOST_HINTS else ""
+        found_that = f"is a mask without an image{hint}"
+        faults.append(InputError(str(mask), found_that, f"an image {owner}.* in {inputs}"))
     for stem, image in images.items():
         if stem in of:
             pairs.append(Pair(image, tuple(of[stem]), name_in(inputs, image)))

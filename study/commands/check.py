@@ -7,7 +7,6 @@ Nothing is started or changed. A problem either stops a study or is only told.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -92,7 +91,7 @@ def run_check(
     check_picture(picture)
     with console.status("reading the data …") as status:
         found = scan(folder, classes, lambda done, total: status.update(f"reading: {done}/{total}"))
-    masks = _meaning(found, classes)
+    masks = meaning_of(found, classes)
     problems = find_problems(folder, found, masks, group_by)
     print_grid(_facts(folder, found, masks, group_by), console)
     for line in _told(problems, everything):
@@ -154,10 +153,13 @@ def _of_masks(images: Sequence[Scanned], masks: Masks | InputError, near: _Near)
     with_truth = [one for one in images if one.pair.masks]
     if isinstance(masks, InputError) or not masks.classes:
         problems += _codings(with_truth, near)
+    told = {problem.where for problem in problems}
     known = masks if isinstance(masks, Masks) else _usual(with_truth)
     for one, share in zip(with_truth, foreground_shares(with_truth, known), strict=True):
         where = near(one.pair.masks[0])
         pixels = round(share * int(one.values.sum()))
+        if where in told:
+            continue
         if share == 1:
             problems.append(Problem("mask that is foreground everywhere", where))
         elif share > MOSTLY_FOREGROUND:
@@ -264,24 +266,27 @@ def _of_file(path: Path, where: str) -> list[Problem]:
 def _of_copies(found: Scan, near: _Near) -> list[Problem]:
     """Images that are there twice, or nearly, within a part and across."""
     problems: list[Problem] = []
+    copies: set[str] = set()
     train, test = images_of(found.train), images_of(found.test)
-    digests = [_digests(part) for part in (found.train, found.test)]
-    for part, first, second in ((found.train, 0, 0), (found.test, 1, 1), (found.test, 1, 0)):
-        owners = dict(zip(digests[second][0], range(len(digests[second][0])), strict=True))
-        for index, one in enumerate(part):
-            other = owners.get(digests[first][0][index])
-            if other is None or (first == second and other == index):
+    for part, others in (
+        (found.train, found.train),
+        (found.test, found.test),
+        (found.test, found.train),
+    ):
+        owners = {one.contents[0]: one for one in others}
+        for one in part:
+            of = owners.get(one.contents[0])
+            if of is None or of is one:
                 continue
-            of = (found.train, found.test)[second][other]
             where, same = near(one.pair.image), near(of.pair.image)
-            if first != second:
+            copies |= {where, same}
+            if part is not others:
                 problems.append(Problem("test image that is in training", where, f"as {same}"))
-            elif digests[first][1][index] != digests[second][1][other]:
+            elif one.contents[1] != of.contents[1]:
                 text = f"as {same}, with another mask"
                 problems.append(Problem("image there twice with two masks", where, text))
             else:
                 problems.append(Problem("image there twice", where, f"as {same}"))
-    copies = {problem.where for problem in problems}
     for kind, left, right in (
         ("near-twins in training (kept together)", train, train),
         ("near-twins in test", test, test),
@@ -289,19 +294,11 @@ def _of_copies(found: Scan, near: _Near) -> list[Problem]:
     ):
         for a, b in twins(left, right) if len(left) and len(right) else ():
             where = near(left.pairs[a].image)
-            if (left is right and a <= b) or where in copies:
+            twin = near(right.pairs[b].image)
+            if (left is right and a <= b) or {where, twin} <= copies:
                 continue
-            problems.append(Problem(kind, where, f"like {near(right.pairs[b].image)}"))
+            problems.append(Problem(kind, where, f"like {twin}"))
     return problems
-
-
-def _digests(images: Sequence[Scanned]) -> tuple[list[str], list[str]]:
-    """Checksums of the images' files, and of those of their masks."""
-
-    def of(paths: Iterable[Path]) -> str:
-        return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-
-    return [of([i.pair.image]) for i in images], [of(i.pair.masks) for i in images]
 
 
 def _of_groups(found: Scan, group_by: str | None) -> list[Problem]:
@@ -325,7 +322,7 @@ def _of_groups(found: Scan, group_by: str | None) -> list[Problem]:
 # ---- what is told ----
 
 
-def _meaning(found: Scan, classes: list[MaskClass]) -> Masks | InputError:
+def meaning_of(found: Scan, classes: list[MaskClass]) -> Masks | InputError:
     """What the masks mean, or why they mean nothing."""
     every = [one for one in (*found.train, *found.test) if one.pair.masks]
     if classes:

@@ -20,7 +20,6 @@ from tabulate import tabulate
 
 from study import paste
 from study.lock import LOCK_FILE, holder
-from study.plan import megabytes
 from study.promotion import best_of
 from study.records import (
     BEST_FOLDER,
@@ -31,6 +30,7 @@ from study.records import (
     TrialRecord,
     run_name,
 )
+from study.resources import megabytes
 from study.storage import MADE_WITH_ATTRIBUTE, existing_storage, masked
 from study.view import duration, number
 from trainer.errors import InputError, nearest

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
 
 from launchers import Job, Launcher
+from launchers.choice import choose_launcher
 from launchers.run_folder import device_inside, trainer_options
 from study import failures
-from study.plan import megabytes
+from study.ready import inputs_of, make_ready
 from study.records import SPLIT_FILE, run_name, write_json
 from study.report import print_grid
-from study.settings import Settings
+from study.resources import megabytes
+from study.settings import Settings, check_network
 from study.slots import Slot
 from study.space import first_point, render
 from study.start_weights import StartWeights
@@ -76,6 +80,45 @@ class Measured:
         test = s["read_image"] + s.get("first_evaluate_image", 0.0)
         at_end = self.start_seconds + s["build"] + test_images * test
         return float(trials * self.trial_seconds(epochs) + at_end)
+
+
+def plan_study(settings: Settings, *, here: Path, console: Console) -> int:
+    """Prints what the study would take, after one measured step in a folder that goes again."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if settings.trial_command:
+        found = "is not known: only the program's own trainer measures a step"
+        raise InputError("--trial-command", found, "plan without it")
+    check_network(settings.layers, settings.image_size)
+    place = choose_launcher(
+        settings.launcher, settings.docker_image, settings.docker_image_given, settings.gpu
+    )
+    if place.foreign:
+        where = f"--docker-image {settings.docker_image}"
+        raise InputError(where, "is a foreign image, which measures nothing", "an image of ours")
+    try:
+        temporary = TemporaryDirectory(prefix=".plan-", dir=here)
+    except OSError as error:
+        raise InputError(str(here), f"cannot be written ({error.strerror})") from None
+    with temporary as name:
+        folder = Path(name)
+        ready = make_ready(settings, False, here, folder, console, place)
+        ready.print(place, console)
+        write_json(folder / SPLIT_FILE, ready.split.model_dump())
+        ready.start.put_in_place()
+        inputs = inputs_of(ready.dataset.layout, folder / SPLIT_FILE, ready.start)
+        with console.status("measuring one step …"):
+            measured = measure_step(
+                ready.settings,
+                ready.dataset.layout,
+                ready.start,
+                ready.slot,
+                place.launcher,
+                inputs,
+                folder,
+            )
+    tests = len(ready.split.parts.test)
+    print_plan(settings, measured, tests, ready.disk_needed, ready.disk_free, console)
+    return 0
 
 
 def measure_step(

@@ -90,7 +90,7 @@ def run_predict(asked: Predict, console: Console) -> int:
     finally:
         for name in RUN_FILES:
             (asked.out / name).unlink(missing_ok=True)
-        if new and not any(asked.out.iterdir()):
+        if new and asked.out.exists() and not any(asked.out.iterdir()):
             asked.out.rmdir()
     if code == InputError.exit_code:
         raise InputError("", reason or errors)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from study import history, paste
-from study.history import Past
+from study import paste
+from study.commands import history
+from study.commands.history import Past
 from study.records import Records
 from study.view import number
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from study.chart import chart
-from study.history import Past, read_object
+from study.commands.chart import chart
+from study.commands.history import Past, read_object
 from study.records import move_aside
 from study.statistics import RESAMPLES, Paired, paired
 from study.view import number

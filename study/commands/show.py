@@ -10,9 +10,9 @@ from typing import Any
 from tabulate import tabulate
 
 from study import failures, paste
-from study.chart import chart
-from study.history import RUNNING, Past, class_dice, files, read_object, run_folder_of
-from study.plan import megabytes
+from study.commands.chart import chart
+from study.commands.history import RUNNING, Past, class_dice, files, read_object, run_folder_of
+from study.resources import megabytes
 from study.view import duration, number
 from trainer.errors import InputError
 from trainer.events import LOG_FILE, METRICS_FILE, EventReader
@@ -68,13 +68,8 @@ def _plain(text: str) -> str:
 
 
 def _events(folder: Path) -> list[dict[str, Any]]:
-    """What the trial told; a script of the user may have told anything."""
-    try:
-        told: list[Any] = EventReader(folder / METRICS_FILE).new()
-    except ValueError:
-        return []
-    events = [event for event in told if isinstance(event, dict)]
-    return [e for e in events if e.get("event") != "epoch" or _is_number(e.get("epoch"))]
+    """What the trial told; lines of a user's script that are no events are passed over."""
+    return EventReader(folder / METRICS_FILE).new()
 
 
 def _is_number(value: Any) -> bool:

@@ -16,7 +16,7 @@ import pytest
 
 import rml_optimization
 from launchers.run_folder import trainer_options
-from study.forecast import Measured
+from study.commands.plan import Measured
 from tests import studies
 from tests.conftest import TEST, TRAINING, Ended
 

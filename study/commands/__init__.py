@@ -1,0 +1,1 @@
+"""The subcommands of the program beside the study itself: a file each."""
