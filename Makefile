@@ -7,10 +7,17 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 IMAGE ?= rml-trainer
+# CUDA=126: packages and image with a torch of that CUDA, for older NVIDIA drivers.
+# WHEELS=DIR: install from the packages in that folder alone, without the network.
+CUDA ?=
+WHEELS ?=
+TORCH_INDEX := $(if $(CUDA),--extra-index-url https://download.pytorch.org/whl/cu$(CUDA))
+PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check \
+  $(if $(WHEELS),--no-index --find-links $(WHEELS),$(TORCH_INDEX))
 DEMO := demo
 DEMO_STUDY := --num-trials 6 --num-epochs 8 --image-size 96 --batch-size 8
 
-.PHONY: help demo test test-fast lint format install install-dev wheels image clean
+.PHONY: help demo test test-fast lint format install install-dev wheels image carry clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,22 +61,39 @@ $(VENV)/bin/python:
 $(VENV)/installed: $(VENV)/bin/python requirements.lock
 	@test "$$(df -Pk . | awk 'NR==2 {print $$4}')" -gt 8000000 \
 	  || { echo "8 GB of free disk are needed for the packages" >&2; exit 2; }
-	@echo "Downloads the Python packages once: about 3 GB on Linux (6 GB on the disk, torch brings CUDA), 0.5 GB on macOS."
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@echo $(if $(WHEELS),"Installs the packages in $(WHEELS).",\
+	  "Downloads the Python packages once: about 3 GB on Linux (6 GB on the disk, torch brings CUDA), 0.5 GB on macOS.")
+	@test -z "$(WHEELS)" || ls $(WHEELS)/*.whl >/dev/null 2>&1 \
+	  || { echo "$(WHEELS) has no packages: make carry makes them, on a machine with internet" >&2; exit 2; }
+	$(PIP_INSTALL) -r requirements.lock \
+	  $(if $(WHEELS),|| { echo "Packages fit one Python and system: make carry is to run under $$($(PY) -V) on $$(uname -sm)" >&2; exit 2; })
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(PIP_INSTALL) -r requirements-dev.lock
 	@touch $@
 
 wheels: ## Packages of the image into wheels/, for a build without the network (on Linux)
 	$(PYTHON) -m pip download --quiet --disable-pip-version-check --only-binary :all: \
-	  -d wheels -r trainer/requirements.txt -c requirements.lock
+	  --python-version 3.11 -d wheels -r trainer/requirements.txt -c requirements.lock $(TORCH_INDEX)
 
-image: ## The container image rml-trainer (from wheels/ alone where that folder has packages)
+image: ## The container image rml-trainer, from wheels/ alone where it has packages; CUDA=126: for older drivers
 	@command -v docker >/dev/null || { echo "docker is not installed: https://docs.docker.com/engine/install/" >&2; exit 2; }
+	@if [ -n "$(CUDA)" ] && ls wheels/*.whl >/dev/null 2>&1 && ! ls wheels/torch-*+cu$(CUDA)-*.whl >/dev/null 2>&1; then \
+	  echo "wheels/ has no torch of CUDA $(CUDA): remove it, then (for a build without the network) make wheels CUDA=$(CUDA)" >&2; exit 2; fi
 	docker build --tag $(IMAGE) --build-arg SOURCE="$$($(PYTHON) -m launchers.image)" \
-	  --build-arg PIP_ARGS="$$(ls wheels/*.whl >/dev/null 2>&1 && echo --no-index || true)" .
+	  --build-arg PIP_ARGS="$$(ls wheels/*.whl >/dev/null 2>&1 && echo --no-index || echo $(TORCH_INDEX))" .
 
-clean: ## Removes .venv, wheels/ and demo/ (never runs/ or best_model/)
-	rm -rf $(VENV) wheels $(DEMO) .pytest_cache .mypy_cache .ruff_cache
+carry: $(VENV)/installed ## carry/ for a machine without internet: packages, image, fetched weights
+	$(PY) -m pip download --quiet --disable-pip-version-check --only-binary :all: \
+	  -d carry/wheels -r requirements.lock $(TORCH_INDEX)
+	@if docker info >/dev/null 2>&1; then $(MAKE) image PYTHON=$(PY) && docker save --output carry/$(IMAGE).tar $(IMAGE); \
+	else echo "No Docker engine answers here: carry/ has no image. Trials will run as processes."; fi
+	@weights="$${RML_WEIGHTS:-$${XDG_CACHE_HOME:-$$HOME/.cache}/rml-optimization/weights}"; \
+	if [ -d "$$weights" ]; then mkdir -p carry/weights && cp -R "$$weights"/. carry/weights/; \
+	else echo "No encoder weights were fetched: carry/ has none. They start from random."; fi
+	@du -sh carry/*
+	@echo "Copy this folder with carry/ to the other machine; README.md, Without internet, says what to type there."
+
+clean: ## Removes .venv, wheels/, carry/ and demo/ (never runs/ or best_model/)
+	rm -rf $(VENV) wheels carry $(DEMO) .pytest_cache .mypy_cache .ruff_cache

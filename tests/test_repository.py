@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trainer.config import load_config
 from trainer.networks.description import read_network
@@ -15,6 +19,8 @@ from trainer.networks.description import read_network
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+DRIVER = "python rml_optimization.py"
+SUBCOMMANDS = ("plan", "list", "show", "use", "compare", "check", "predict")
 HOST = (
     "rml_optimization, rml_optuna, study.command, study.report, launchers.choice, launchers.fake, "
 )
@@ -75,13 +81,37 @@ def test_readme_names_what_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for target in re.findall(r"\bmake ([a-z-]+)", README):
         assert target in targets
-    shown = subprocess.run(
-        [sys.executable, "rml_optimization.py", "--help"], cwd=ROOT, capture_output=True, text=True
-    ).stdout
-    for line in commands() + re.findall(r"^\| `(--.*?)` \|", README, re.MULTILINE):
-        if line.startswith(("python rml_optimization.py", "--")):
+    rows = re.findall(r"^\| `(--.*?)` \|", README, re.MULTILINE)
+    told = re.findall(r"`(python [^`\n]*?--?[^`\n]*)`", README)
+    programs = 0
+    for line in [*commands(), *told, *(f"{DRIVER} {row}" for row in rows)]:
+        if arguments := own_program(line):
+            programs += 1
             for option in re.findall(r"(?<!\S)--[a-z_-]+", line):
-                assert option in shown, option
+                assert re.search(rf"{option}\b", help_of(arguments)), f"{line}: {option}"
+    assert programs > 30
+
+
+def own_program(line: str) -> tuple[str, ...]:
+    """What comes before --help to ask for the options of a line's program; () for others'."""
+    words = line.replace("rml-optimization ", f"{DRIVER} ").split()
+    start = next((i for i, word in enumerate(words) if word == "python"), len(words))
+    words = words[start + 1 :]
+    if words[:1] == ["rml_optimization.py"]:
+        return tuple(words[: 2 if words[1:] and words[1] in SUBCOMMANDS else 1])
+    if words[:1] == ["-m"] and words[1].startswith("trainer"):
+        return tuple(words[: 3 if words[1] == "trainer.prepare" else 2])
+    return ()
+
+
+@cache
+def help_of(arguments: tuple[str, ...]) -> str:
+    """What a program prints for --help."""
+    command = [sys.executable, *arguments, "--help"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, f"{arguments}: {ended.stderr}"
+    # These two are added to what a command line has, where it is installed.
+    return f"{ended.stdout} --help --install-completion"
 
 
 def test_help_tells_every_option_and_every_default() -> None:
@@ -96,8 +126,12 @@ def test_help_tells_every_option_and_every_default() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
 def test_links_of_documents(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
-        assert target.startswith("http") or (document.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", document.read_text()):
+        page = document.parent / target if target else document
+        assert target.startswith("http") or page.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+            assert anchor in {title.lower().replace(" ", "-") for title in titles}, anchor
 
 
 def test_lock_holds_every_requirement() -> None:
@@ -135,3 +169,65 @@ def test_published_command_line_parses() -> None:
 def test_nothing_is_left_to_fill_in() -> None:
     for document in [*DOCUMENTS, *ROOT.glob("*/README.md")]:
         assert "MEASURED" not in document.read_text(), document
+
+
+def test_citation() -> None:
+    told = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert told["cff-version"] == "1.2.0" and told["type"] == "software"
+    assert told["message"] and told["title"] and told["authors"] and told["keywords"]
+    assert all(set(author) <= {"name", "given-names", "family-names"} for author in told["authors"])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (str(told["version"]), told["license"]) == (project["version"], project["license"])
+
+
+def dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "--dry-run", f"PYTHON={sys.executable}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("target", ["install", "wheels", "image"])
+def test_packages_for_older_drivers(target: str) -> None:
+    """Only with CUDA= do packages come from the index of torch, beside the usual one."""
+    index = "--extra-index-url https://download.pytorch.org/whl/cu"
+    assert "pytorch.org" not in dry_run(target, "VENV=none").stdout
+    assert f"{index}126" in dry_run(target, "VENV=none", "CUDA=126").stdout
+    offline = dry_run("install", "VENV=none", "CUDA=126", "WHEELS=carry/wheels").stdout
+    assert "--no-index --find-links carry/wheels" in offline and "pytorch.org" not in offline
+    told = re.search(r"torch (\d+\.\d+) of", README)
+    assert told and f"torch=={told[1]}." in (ROOT / "requirements.lock").read_text()
+
+
+def test_a_folder_without_packages_is_refused_before_pip(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    command = ["make", "install", f"VENV={tmp_path}", f"WHEELS={tmp_path}"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2 and "pip install" not in ended.stdout
+    assert f"{tmp_path} has no packages: make carry makes them" in ended.stderr
+
+
+def test_wheels_of_another_torch_make_no_image_for_older_drivers(tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    for name in ("Makefile", "wheels/torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes() if name == "Makefile" else b"")
+    docker = tmp_path / "bin/docker"  # it says what it was asked for
+    docker.parent.mkdir()
+    docker.write_text("#!/bin/sh\necho asked: $*\n")
+    docker.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{docker.parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def image(*more: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", "image", "PYTHON=true", *more]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    refused = image("CUDA=126")
+    assert refused.returncode == 2 and "asked:" not in refused.stdout
+    assert "wheels/ has no torch of CUDA 126" in refused.stderr
+    assert "PIP_ARGS=--no-index ." in image().stdout
+    wheel = next(tmp_path.glob("wheels/*.whl"))
+    wheel.rename(wheel.with_name(wheel.name.replace("2.13.0-", "2.13.0+cu126-")))
+    assert "PIP_ARGS=--no-index ." in image("CUDA=126").stdout
+    wheel.with_name(wheel.name.replace("2.13.0-", "2.13.0+cu126-")).unlink()
+    assert "PIP_ARGS=--extra-index-url https" in image("CUDA=126").stdout
