@@ -37,7 +37,6 @@ from study.records import (
     TrialRecord,
     checkpoint_of,
     run_name,
-    write_json,
 )
 from study.report import print_end, print_end_of_command
 from study.settings import Settings, check_network
@@ -49,6 +48,7 @@ from study.view import StudyView
 from trainer.data.split import Split
 from trainer.errors import InputError, RmlError
 from trainer.events import METRICS_FILE, RESULT_FILE, UNREADABLE
+from trainer.files import write_json
 
 POLL_SECONDS = 0.1
 STOP_SECONDS = 30.0

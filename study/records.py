@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import InputError
+from trainer.files import write_json
 from trainer.networks.weights import sha256
 
 LIST_FILE = "list_acc.json"
@@ -74,13 +75,6 @@ class TrialRecord:
             "metric": metric,
             "study": study,
         }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """JSON, written beside and renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-    os.replace(beside, path)
 
 
 def move_aside(path: Path) -> Path:

@@ -12,10 +12,10 @@ from typing import Any
 
 from study import paste
 from study.dataset import Dataset
-from study.records import write_json
 from study.settings import Settings
 from trainer.config import read_json
 from trainer.errors import InputError
+from trainer.files import write_json
 from trainer.networks.description import module_file, read_network
 from trainer.networks.weights import find_weights, sha256, stored_path
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import checkpoint
+from trainer import files
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.errors import InputError
 
@@ -45,7 +45,7 @@ def test_without_a_folder_named_they_lie_in_the_run_folder(
 
 def test_a_checkpoint_holds_all_that_is_needed(trained: Any) -> None:
     best = torch.load(trained.folder / "model/best.pt", weights_only=True)
-    assert best.keys() == {"format", "network", "state", "use", "origin"}
+    assert best.keys() == {"format", "network", "code_sha256", "state", "use", "origin"}
     assert best["network"]["network"] == "unet" and best["network"]["weights"] is None
     use = best["use"]
     assert use["image_size"] == [16, 16]
@@ -256,7 +256,7 @@ def test_a_write_that_fails_leaves_the_old_file(
     def fails(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", fails)
+    monkeypatch.setattr(files.os, "fsync", fails)
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(path, {"state": {}})
     assert torch.equal(load_checkpoint(path)["state"]["x"], torch.ones(3))

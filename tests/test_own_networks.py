@@ -14,6 +14,7 @@ import torch
 from tests.conftest import SIDE, Ended
 from tests.studies import ROOT, SMALL, driver, make_data
 from trainer.errors import InputError
+from trainer.model import load_model
 from trainer.networks.build import build, parameter_counts
 from trainer.networks.description import module_file, parse_network, read_network
 
@@ -177,6 +178,23 @@ def test_other_channels_than_images_have_are_refused(
 def study(here: Path, *options: str) -> Any:
     fast = ("--threads", "1", "--loss", "bce", "--lr-range-max", "0.1")
     return driver(here, "--data", "data", *SMALL, *fast, *options)
+
+
+def test_code_in_a_folder_beside_and_code_that_was_changed(
+    tmp_path: Path, train: Callable[..., Ended], configuration: Callable[..., Any]
+) -> None:
+    layers = written(tmp_path, ONE)
+    (tmp_path / "nets").mkdir()
+    shutil.move(tmp_path / "net.py", tmp_path / "nets/net.py")
+    content = json.loads(layers.read_text())
+    layers.write_text(json.dumps({**content, "module": "nets/net.py:Net"}))
+    ended = train(configuration(layers=str(layers), num_epochs=1))
+    assert ended.code == 0, ended.err
+    best = ended.folder / "checkpoints/best.pt"
+    assert load_model(best, "cpu", trust_code=True).network.description.module == "net.py:Net"
+    (best.parent / "net.py").write_text(ONE + "\n# changed\n")
+    with pytest.raises(InputError, match=r"was trained with another net\.py"):
+        load_model(best, "cpu", trust_code=True)
 
 
 @pytest.mark.slow

@@ -47,6 +47,15 @@ def test_arithmetic() -> None:
     assert found.study_seconds(7, 10, 30) == pytest.approx(7 * (fixed + 10 * epoch) + test)
 
 
+def test_the_last_batch_of_an_epoch_is_a_step_whatever_its_size() -> None:
+    def steps(images: int) -> float:
+        counts = {"training": images, "evaluation": 0, "batch_norm": 0}
+        told = {"seconds": SECONDS, "images": counts, "batch_size": 32, "threads": 1}
+        return Measured({**told, "reads_every_epoch": False}, 0.0).epoch_seconds() - 0.5
+
+    assert [steps(n) for n in (17, 32, 40)] == [2.0, 2.0, 4.0]
+
+
 def test_images_that_do_not_fit_into_memory_are_read_in_every_epoch_by_one_thread() -> None:
     more = measured(True).epoch_seconds() - measured().epoch_seconds()
     assert more == pytest.approx(0.1 * 2 * (400 + 50 + 256))

@@ -17,9 +17,10 @@ from PIL import Image
 
 from tests import studies
 from tests.conftest import Ended
+from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.errors import InputError, Stopped
 from trainer.metrics import dice
-from trainer.predict import load_model, predict_folder
+from trainer.predict import Record, load_model, png_names, predict_folder
 from trainer.stopping import StopRequest
 
 pytest.importorskip("torch")
@@ -40,8 +41,8 @@ def images(data: Path, tmp_path: Path) -> Path:
     return tmp_path / "new"
 
 
-def masks_of(out: Path, record: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {i["name"]: np.asarray(Image.open(out / i["mask"])) for i in record["images"]}
+def masks_of(out: Path, record: Record) -> dict[str, np.ndarray]:
+    return {i.name: np.asarray(Image.open(out / i.mask)) for i in record.images}
 
 
 def test_masks_have_the_images_size_and_the_evaluations_dice(
@@ -49,7 +50,7 @@ def test_masks_have_the_images_size_and_the_evaluations_dice(
 ) -> None:
     record = predict_folder(images, model, tmp_path / "out", "cpu")
     scored = {one["name"]: one for one in trained.result["evaluation"]["images"]}
-    assert len(record["images"]) == len(scored) == 5
+    assert len(record.images) == len(scored) == 5
     for name, mask in masks_of(tmp_path / "out", record).items():
         image = Image.open(images / name)
         assert mask.shape == (image.size[1], image.size[0])
@@ -90,9 +91,9 @@ def test_a_second_run_does_what_is_new(model: Path, images: Path, tmp_path: Path
     shutil.copyfile(images / "some (1)/case_1.png", images / "extra.png")
     (images / "some (1)/case_4.png").unlink()
     again = predict_folder(images, model, out, "cpu")
-    new = {one["name"] for one in again["images"] if one["new"]}
+    new = {one.name for one in again.images if one.new}
     assert new == {"extra.png", "some (1)/case_2.png"}
-    assert len(again["images"]) == len(first["images"]) == 5
+    assert len(again.images) == len(first.images) == 5
     assert (out / "masks/some (1)/case_0.png").stat().st_mtime_ns == kept
     with h5py.File(out / "predictions.h5") as file:
         assert "extra.png" in file and "some (1)/case_4.png" not in file
@@ -103,8 +104,8 @@ def test_images_of_one_stem_keep_their_masks(model: Path, images: Path, tmp_path
     first = predict_folder(images, model, tmp_path / "out", "cpu")
     Image.open(folder / "case_1.png").save(folder / "case_0.bmp")  # comes before case_0.png
     again = predict_folder(images, model, tmp_path / "out", "cpu")
-    masks = {one["name"]: one["mask"] for one in again["images"]}
-    assert masks["some (1)/case_0.png"] == first["images"][0]["mask"]
+    masks = {one.name: one.mask for one in again.images}
+    assert masks["some (1)/case_0.png"] == first.images[0].mask
     assert masks["some (1)/case_0.bmp"] == "masks/some (1)/case_0.bmp.png"
     same = masks_of(tmp_path / "out", again)
     np.testing.assert_array_equal(same["some (1)/case_0.bmp"], same["some (1)/case_1.png"])
@@ -122,7 +123,7 @@ def test_a_run_that_is_stopped_goes_on(model: Path, images: Path, tmp_path: Path
         predict_folder(images, model, out, "cpu", progress=progress, stop=stop)
     assert len(json.loads((out / "predict.json").read_text())["images"]) == 2
     record = predict_folder(images, model, out, "cpu")
-    assert [one["new"] for one in record["images"]] == [False, False, True, True, True]
+    assert [one.new for one in record.images] == [False, False, True, True, True]
     with h5py.File(out / "predictions.h5") as file:
         assert len(file["some (1)"]) == 5
 
@@ -141,8 +142,8 @@ def test_odd_and_unreadable_images_are_named_and_the_rest_is_done(
     Image.fromarray(white).save(folder / "case_0_mask.png")
     Image.fromarray(white).save(folder / "case_0.bmp")
     record = predict_folder(images, model, tmp_path / "out", "cpu")
-    done = {one["name"]: " ".join(one["odd"]) for one in record["images"]}
-    over = {one["name"]: one["reason"] for one in record["skipped"]}
+    done = {one.name: " ".join(one.odd) for one in record.images}
+    over = {one.name: one.reason for one in record.skipped}
     assert "brightness 255" in done["white.png"]
     assert "it has colour" in done["red.png"]
     assert "20x4 pixels" in done["tiny.png"]
@@ -151,8 +152,8 @@ def test_odd_and_unreadable_images_are_named_and_the_rest_is_done(
     assert "cannot be read" in over["broken.png"]
     assert "not an image" in over["notes.txt"]
     assert "mask of case_0" in over["some (1)/case_0_mask.png"]
-    files = [one["mask"] for one in record["images"]]
-    assert len(files) == len(set(files)) == len(record["images"]) == 9
+    files = [one.mask for one in record.images]
+    assert len(files) == len(set(files)) == len(record.images) == 9
 
 
 def test_what_lies_in_the_output_folder_stays(model: Path, images: Path, tmp_path: Path) -> None:
@@ -168,6 +169,77 @@ def test_what_lies_in_the_output_folder_stays(model: Path, images: Path, tmp_pat
         predict_folder(images / "some (1)", model, out, "cpu")
     with pytest.raises(InputError, match="is the folder of the images"):
         predict_folder(images, model, images, "cpu")
+
+
+def test_names_of_masks() -> None:
+    images = ["a.png", "a.bmp", "b.jpg", "d/a.bmp", "a.bmp.png", "c.jpg", "c.bmp"]
+    names = png_names(images)
+    assert len(set(names.values())) == len(images)
+    assert (names["a.png"], names["b.jpg"], names["d/a.bmp"]) == ("a.png", "b.png", "d/a.png")
+    assert names["c.jpg"] == "c.jpg.png"
+
+
+def test_results_inside_the_folder_are_no_images(model: Path, images: Path) -> None:
+    out = images / "predictions"
+    assert len(predict_folder(images, model, out, "cpu").images) == 5
+    again = predict_folder(images, model, out, "cpu")
+    assert [one.new for one in again.images] == [False] * 5 and not again.skipped
+
+
+def test_the_record_of_a_run_is_not_trusted(model: Path, images: Path, tmp_path: Path) -> None:
+    out, victim = tmp_path / "out", tmp_path / "victim.png"
+    victim.write_bytes(b"mine")
+    predict_folder(images, model, out, "cpu")
+    record = json.loads((out / "predict.json").read_text())
+    record["images"][0] |= {"mask": "masks/../../victim.png", "sha256": "0" * 64}
+    (out / "predict.json").write_text(json.dumps(record))
+    again = predict_folder(images, model, out, "cpu")
+    assert again.images[0].new and victim.read_bytes() == b"mine"
+    for content in ("[]", '{"model": 3}', '{"images": [{"name": "x"}]}', "no JSON"):
+        (out / "predict.json").write_text(content)
+        with pytest.raises(InputError, match="is no record of predictions"):
+            predict_folder(images, model, out, "cpu")
+
+
+@pytest.mark.parametrize("place", ["masks", "overlays", "masks/some (1)"])
+def test_links_in_the_output_are_not_followed(
+    model: Path, images: Path, tmp_path: Path, place: str
+) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    predict_folder(images, model, out, "cpu")
+    shutil.rmtree(out / place)
+    (out / place).symlink_to(elsewhere)
+    with pytest.raises(InputError, match="is a link"):
+        predict_folder(images, model, out, "cpu")
+    assert not any(elsewhere.iterdir())
+
+
+def test_removed_probabilities_are_made_again(model: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict_folder(images, model, out, "cpu")
+    (out / "predictions.h5").unlink()
+    assert all(one.new for one in predict_folder(images, model, out, "cpu").images)
+    with h5py.File(out / "predictions.h5") as file:
+        assert len(file["some (1)"]) == 5
+
+
+def test_a_name_that_is_no_text(model: Path, images: Path, tmp_path: Path) -> None:
+    source = os.fsencode(images / "some (1)/case_0.png")
+    shutil.copyfile(source, os.fsencode(images) + b"/\xff.png")
+    record = predict_folder(images, model, tmp_path / "out", "cpu")
+    assert len(record.images) == 5 and "no UTF-8" in record.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    "use", [[], {"image_size": [64]}, {"transforms": [{"spin": 3}]}, {"masks": {"classes": 7}}]
+)
+def test_a_checkpoint_that_is_damaged(model: Path, tmp_path: Path, use: Any) -> None:
+    content = load_checkpoint(model / "best_model_file.pt")
+    content["use"] = use
+    save_checkpoint(tmp_path / "m.pt", content)
+    with pytest.raises(InputError, match=r"m\.pt, use"):
+        load_model(tmp_path / "m.pt")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a checkpoint"])
@@ -228,7 +300,11 @@ def test_a_fresh_clone_elsewhere(model: Path, images: Path, tmp_path: Path) -> N
     """The files of the repository and the folder best_model/, and nothing else."""
     clone = tmp_path / "clone"
     names = subprocess.run(
-        ["git", "ls-files"], cwd=studies.ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=studies.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     for name in names:
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
@@ -247,4 +323,4 @@ def test_a_fresh_clone_elsewhere(model: Path, images: Path, tmp_path: Path) -> N
     assert ended.returncode == 0, ended.stderr
     here = predict_folder(images, model, tmp_path / "here", "cpu")
     there = json.loads((clone / "predictions/predict.json").read_text())
-    assert [i["pixels"] for i in there["images"]] == [i["pixels"] for i in here["images"]]
+    assert [i["pixels"] for i in there["images"]] == [i.pixels for i in here.images]

@@ -2,6 +2,7 @@
 
     {"format": 1,
      "network": the network file's content,
+     "code_sha256": of the Python file of a network of somebody's own, else null,
      "state": parameters and running statistics by the names of the network's own library,
      "use": image_size [width, height], transforms, channels, classes, scaling, threshold,
             masks, images (what those of the training look like)
@@ -15,7 +16,6 @@ They hold tensors and plain values, and load with `weights_only=True`.
 from __future__ import annotations
 
 import io
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,9 @@ from trainer.config import Config
 from trainer.console import Console
 from trainer.errors import InputError
 from trainer.events import EventLog
+from trainer.files import write_atomically
 from trainer.networks.description import parse_network
+from trainer.networks.weights import sha256
 
 if TYPE_CHECKING:
     from trainer.networks.build import SegmentationNetwork
@@ -42,21 +44,6 @@ LEAST_FILLED = 0.1
 
 LAST = "last.pt"
 LAST_CHECKPOINT_SECONDS = 60.0
-
-
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Writes a file beside and renames it, so that a reader sees the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -163,8 +150,10 @@ class Progress:
     best_scores: dict[str, Any] | None = None
 
 
-def read_last(folder: Path | None, network: Network) -> dict[str, Any] | None:
-    """last.pt of a run that stopped; None where there is none.
+def read_last(
+    folder: Path | None, network: Network, code: Path | None = None
+) -> dict[str, Any] | None:
+    """last.pt of a run that stopped; None where there is none. `code` is a network's Python file.
 
     Raises InputError where it is of another network, or has nothing to go on from.
     """
@@ -174,10 +163,24 @@ def read_last(folder: Path | None, network: Network) -> dict[str, Any] | None:
     if "training" not in content:
         raise InputError(where, "has no state of a training", "a last.pt of this program")
     of_last = parse_network(content["network"], where)
-    if of_last != network.model_copy(update={"weights": None}):
+    if of_last != network.for_checkpoint():
         found = "is of another network than `layers`"
         raise InputError(where, found, "the configuration of the run that stopped")
+    check_code(content, code, where)
     return content
+
+
+def code_of(network: Network, beside: Path) -> Path | None:
+    """The Python file of a network whose file or checkpoint is `beside`; None without one."""
+    return beside.parent / network.module.rpartition(":")[0] if network.module else None
+
+
+def check_code(checkpoint: dict[str, Any], code: Path | None, where: str) -> None:
+    """Raises InputError where the Python file of a network is not the one it was trained with."""
+    trained_with = checkpoint.get("code_sha256")
+    if trained_with and code and code.is_file() and sha256(code) != trained_with:
+        found = f"was trained with another {code.name} than the one in {code.parent}"
+        raise InputError(where, found, f"the file with sha256 {trained_with}")
 
 
 class Saver:
@@ -197,16 +200,19 @@ class Saver:
         seen: dict[str, Any],
     ) -> None:
         self._seen = seen
+        code = code_of(usage.network, Path(usage.source))
+        self._code_sha256 = sha256(code) if code and code.is_file() else None
         self._folder, self._config, self._usage = folder, config, usage
         self._network, self._optimizer, self._schedule = network, optimizer, schedule
         self._progress, self._events, self._started_from = progress, events, started_from
         self._saved = time.monotonic()
 
     def _content(self) -> dict[str, Any]:
-        network = self._usage.network.model_copy(update={"weights": None})
+        network = self._usage.network.for_checkpoint()
         return {
             "network": network.model_dump(),
             "state": {key: value.cpu() for key, value in self._network.body.state_dict().items()},
+            "code_sha256": self._code_sha256,
             "use": {**self._usage.for_checkpoint(), "images": self._seen},
             "origin": {
                 **self._progress.event,

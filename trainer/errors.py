@@ -20,6 +20,11 @@ ONE_LINE = 120
 """A message up to this length stands on one line."""
 
 
+def printable(text: str) -> str:
+    """A text of others (a file's name, a script's words) without what would steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
 class RmlError(Exception):
     """Base of all errors that are told in one message, without a traceback."""
 
@@ -44,7 +49,8 @@ class InputError(RmlError):
         parts += [f"accepted: {self.accepted}"] if self.accepted else []
         parts += [f"to do: {self.fix}"] if self.fix else []
         line = "; ".join(parts)
-        return line if len(line) <= ONE_LINE and "\n" not in line else "\n  ".join(parts)
+        short = len(line) <= ONE_LINE and "\n" not in line
+        return printable(line if short else "\n  ".join(parts))
 
 
 class Stopped(RmlError):

@@ -15,9 +15,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.checkpoint import write_atomically
 from trainer.config import Data
 from trainer.data.masks import Masks
+from trainer.files import write_atomically
 
 
 class PredictionFile:

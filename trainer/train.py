@@ -14,7 +14,15 @@ from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainer.batch_norm import refresh_batch_norm
-from trainer.checkpoint import Progress, Saver, load_weights, put_beside, read_last
+from trainer.checkpoint import (
+    Progress,
+    Saver,
+    check_code,
+    code_of,
+    load_weights,
+    put_beside,
+    read_last,
+)
 from trainer.config import Config
 from trainer.console import Console
 from trainer.data.cache import ImageSet
@@ -35,7 +43,7 @@ from trainer.evaluate import Evaluation, OwnSizeMasks, as_result, evaluate
 from trainer.events import SCHEMA_VERSION, EventLog
 from trainer.losses import LossFunction, build_loss
 from trainer.networks.build import SegmentationNetwork, build, parameter_counts
-from trainer.networks.description import check_size, module_file
+from trainer.networks.description import check_size
 from trainer.networks.weights import find_weights, sha256
 from trainer.optimizers import build_optimizer
 from trainer.outputs import TextLogs, print_settings
@@ -93,7 +101,12 @@ def run(config: Config, this: Run) -> dict[str, Any]:
 
     # ---- network ----
     torch.manual_seed(parts.seed)
-    last = read_last(this.checkpoints, usage.network) if this.resume and config.trains else None
+    code = code_of(usage.network, Path(usage.source))
+    last = None
+    if this.resume and config.trains:
+        last = read_last(this.checkpoints, usage.network, code)
+    if config.layers is None:
+        check_code(usage.checkpoint, code, usage.source)
     fresh = config.trains and not last
     weights = find_weights(usage.network, usage.source) if fresh else None
     # A network file in a configuration is its user's own word; a checkpoint may be of others.
@@ -109,7 +122,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     network = placed(network, device)
     if usage.size:
         network.check(usage.size)
-    if this.checkpoints and (code := module_file(usage.network.model_dump(), Path(usage.source))):
+    if this.checkpoints and code:
         put_beside(this.checkpoints, code)
     started_from = last["origin"]["weights"] if last else _started_from(config, weights, filled)
     classes = usage.network.classes

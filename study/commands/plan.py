@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from launchers.choice import choose_launcher
 from launchers.run_folder import device_inside, trainer_options
 from study import failures
 from study.ready import inputs_of, make_ready
-from study.records import SPLIT_FILE, run_name, write_json
+from study.records import SPLIT_FILE, run_name
 from study.report import print_grid
 from study.resources import megabytes
 from study.settings import Settings, check_network
@@ -29,6 +30,7 @@ from study.view import duration
 from trainer.data.folders import Layout
 from trainer.errors import InputError, RmlError
 from trainer.events import RESULT_FILE
+from trainer.files import write_json
 
 POLL_SECONDS = 0.05
 
@@ -53,7 +55,7 @@ class Measured:
         if self.told["reads_every_epoch"]:  # by one thread
             reading = s["read_image"] * self.told["threads"] * sum(images.values())
         return float(
-            images["training"] / self.told["batch_size"] * s["step"]
+            math.ceil(images["training"] / self.told["batch_size"]) * s["step"]
             + images["batch_norm"] * s["batch_norm_image"]
             + images["evaluation"] * s.get("evaluate_image", 0.0)
             + s["checkpoint"]

@@ -5,11 +5,10 @@ run_predict(Predict(source, model, out, …), console)  -> exit code
 
 from __future__ import annotations
 
-import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -19,10 +18,12 @@ from launchers.choice import choose_launcher
 from launchers.run_folder import device_inside
 from study.interruption import Interrupted, Interruption
 from study.slots import choose_slot
-from trainer.errors import InputError, RmlError
+from trainer.errors import InputError, RmlError, printable
 from trainer.events import RUN_FILES, STDERR_FILE
+from trainer.files import read_text
+from trainer.model import model_file
 from trainer.networks.weights import sha256
-from trainer.predict import RECORD_FILE, check_output, list_source, model_file, told
+from trainer.predict import check_output, list_source, read_record, told
 
 POLL_SECONDS = 0.1
 STOP_SECONDS = 10.0
@@ -52,13 +53,15 @@ class Predict:
 def run_predict(asked: Predict, console: Console) -> int:
     """Predicts every image of a folder; the exit code. Raises InputError for a mistake of input."""
     file = model_file(asked.model)
-    list_source(asked.source)
+    list_source(asked.source, asked.out)
     place = choose_launcher(asked.launcher, asked.docker_image, asked.docker_image_given, asked.gpu)
     if place.foreign:
         found = "is a foreign image: it has no trainer.predict"
         raise InputError(f"--docker-image {asked.docker_image}", found, "an image by make image")
     new = not asked.out.exists()
     check_output(asked.out, asked.source, sha256(file))
+    for name in RUN_FILES:  # of a run that was killed
+        (asked.out / name).unlink(missing_ok=True)
     slot = choose_slot(asked.gpu, asked.threads)
     # A container lets nothing out: there the code of a network of somebody's own may run.
     trusted = asked.trust_code or place.launcher.name == "docker"
@@ -73,7 +76,7 @@ def run_predict(asked: Predict, console: Console) -> int:
         trial=0,
         device=slot.device,
         threads=slot.threads,
-        inputs=(asked.source, asked.model),
+        inputs=(asked.source, *([asked.model] if asked.model.is_dir() else _files_of(file))),
         cores=slot.cores,
         command=tuple(command),
     )
@@ -96,8 +99,7 @@ def run_predict(asked: Predict, console: Console) -> int:
         raise InputError("", reason or errors)
     if code != 0:
         raise PredictionFailed(f"the prediction ended with exit code {code}: {reason or errors}")
-    record = json.loads((asked.out / RECORD_FILE).read_text(encoding="utf-8"))
-    for line in told(record, _near(asked.out)):
+    for line in told(read_record(asked.out), _near(asked.out)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -128,6 +130,14 @@ def _watch(running: Running, interruption: Interruption, console: Console) -> tu
             time.sleep(POLL_SECONDS)
 
 
+def _files_of(checkpoint: Path) -> list[Path]:
+    """A checkpoint that is not in a folder of its own, and the Python files beside it."""
+    return [checkpoint, *sorted(checkpoint.parent.glob("*.py"))]
+
+
 def _last_line(path: Path) -> str:
-    lines: list[Any] = path.read_text(errors="replace").split("\n") if path.exists() else []
-    return next((line for line in reversed(lines) if line.strip()), "no reason was told")
+    """The last line that a run said on its standard error."""
+    with suppress(OSError):
+        lines = [line for line in read_text(path).splitlines() if line.strip()]
+        return printable(lines[-1]) if lines else "no reason was told"
+    return "no reason was told"

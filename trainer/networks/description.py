@@ -129,6 +129,14 @@ class Network(BaseModel):
         """unet, smp, monai or module."""
         return self.network.partition(".")[0]
 
+    def for_checkpoint(self) -> Network:
+        """As a checkpoint keeps it: its weights are its own, a Python file lies beside it."""
+        module = (
+            self.module
+            and f"{Path(self.module.rpartition(':')[0]).name}:" + (self.module.rpartition(":")[2])
+        )
+        return self.model_copy(update={"weights": None, "module": module})
+
     @property
     def label(self) -> str:
         """Short name for tables and logs."""

@@ -1,0 +1,173 @@
+"""A trained model, ready to predict.
+
+from trainer.predict import load_model
+mask = load_model("best_model").predict(array)      # (H, W) uint8: the class of each pixel
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trainer.config import Transform
+from trainer.data.images import image_array
+from trainer.data.masks import Masks
+from trainer.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.data.transforms import BatchTransform
+    from trainer.networks.build import SegmentationNetwork
+
+MODEL_FILE = "best_model_file.pt"
+
+
+class SeenImages(BaseModel):
+    """What the images of a training looked like: see ImageSet.facts."""
+
+    model_config = ConfigDict(frozen=True)
+
+    grey: bool
+    brightness: tuple[float, float]
+    contrast: tuple[float, float]
+
+
+class Use(BaseModel):
+    """The part `use` of a checkpoint, as far as predicting needs it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    image_size: tuple[int, int] | None = None
+    transforms: list[Transform] = []
+    input_transforms: list[Transform] = []
+    target_transforms: list[Transform] = []
+    masks: Masks | None = None
+    images: SeenImages | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network and how it is used; `load_model` makes one."""
+
+    network: SegmentationNetwork
+    transform: BatchTransform
+    use: Use
+    device: torch.device
+
+    @property
+    def masks(self) -> Masks | None:
+        """What the masks of the training meant; None where nothing says so."""
+        return self.use.masks
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(width, height) at the network; None: each image's own."""
+        return self.use.image_size
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; their numbers are those in a predicted mask."""
+        return self.masks.names if self.masks else ["background", "foreground"]
+
+    def probabilities(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """An image (H, W) grey or (H, W, 3) RGB, 8 bit -> (C, h, w) at the network's size.
+
+        C is 1 for foreground alone, else one a class. Raises InputError for another kind of array.
+        """
+        return np.asarray(self._probabilities(image).cpu().numpy()[0])
+
+    def predict(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """An image (H, W) or (H, W, 3), 8 bit -> the class of each pixel (H, W), at its size."""
+        return self.predict_with_probabilities(image)[0]
+
+    def predict_with_probabilities(
+        self, image: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Both, from one pass through the network."""
+        from trainer.evaluate import own_size_classes
+
+        probabilities = self._probabilities(image)
+        height, width = np.shape(image)[:2]
+        classes = own_size_classes(probabilities[0], (height, width))
+        return np.asarray(classes.cpu().numpy(), np.uint8), probabilities.cpu().numpy()[0]
+
+    def _probabilities(self, image: NDArray[np.uint8]) -> torch.Tensor:
+        import torch
+
+        from trainer.device import autocast, memory_layout
+        from trainer.networks.description import check_size
+
+        array = np.asarray(image)
+        grey, colour = array.ndim == 2, array.ndim == 3 and array.shape[2] in (3, 4)
+        if array.dtype != np.uint8 or not (grey or colour) or 0 in array.shape:
+            found = f"an array of shape {array.shape} and type {array.dtype}"
+            raise InputError("image", found, "(H, W) or (H, W, 3), uint8")
+        channels = self.network.description.in_channels
+        own = image_array(Image.fromarray(array), channels, self.size)
+        if self.size is None:
+            check_size(self.network.description, (own.shape[2], own.shape[1]), "image")
+        with torch.inference_mode():
+            batch = self.transform.inputs(torch.from_numpy(own)[None].to(self.device))
+            with autocast(self.device):
+                logits = self.network(batch.contiguous(memory_format=memory_layout(self.device)))
+            return self.network.probabilities(logits)
+
+
+def model_file(path: Path) -> Path:
+    """The checkpoint of a model: of a folder like best_model/, or the file itself."""
+    file = path / MODEL_FILE if path.is_dir() else path
+    if not file.is_file():
+        found = f"there is no model: {file} does not exist"
+        raise InputError(str(path), found, "a folder best_model/ of a study, or a checkpoint .pt")
+    return file
+
+
+def load_model(
+    path: str | Path = "best_model", device: str = "auto", *, trust_code: bool = False
+) -> Model:
+    """The model of a folder `best_model/`, or of a checkpoint (.pt), ready to predict.
+
+    `device` is auto, cpu, cuda, cuda:N or mps. Raises InputError for anything that is no
+    checkpoint of this program. Nothing in a checkpoint is executed; a network of somebody's own is
+    a Python file beside it, which runs only with `trust_code`.
+    """
+    from trainer.checkpoint import check_code, code_of, load_checkpoint
+    from trainer.config import Data
+    from trainer.data.transforms import BatchTransform
+    from trainer.device import open_device, placed
+    from trainer.networks.build import build
+    from trainer.networks.description import parse_network
+
+    file = model_file(Path(path))
+    checkpoint = load_checkpoint(file)
+    if "network" not in checkpoint or "use" not in checkpoint:
+        raise InputError(str(file), "does not say what its network is", "a .pt of this program")
+    try:
+        use = Use.model_validate(checkpoint["use"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in ("use", *first["loc"]))
+        raise InputError(f"{file}, {key}", first["msg"], "a .pt of this program") from None
+    description = parse_network(checkpoint["network"], str(file))
+    check_code(checkpoint, code_of(description, file), str(file))
+    network = build(description, folder=file.parent, trust_code=trust_code)
+    try:
+        network.body.load_state_dict(checkpoint["state"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(str(file), f"does not fit its own network: {lines[-1].strip()}") from None
+    data = Data(
+        transforms=use.transforms,
+        input_transforms=use.input_transforms,
+        target_transforms=use.target_transforms,
+    )
+    target = open_device(device, None, deterministic=False)
+    transform = BatchTransform(data, description.classes)
+    return Model(placed(network, target).eval(), transform, use, target)
