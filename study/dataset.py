@@ -70,6 +70,9 @@ class Images:
     foreground: NDArray[np.float64]
     """Share of each image that is foreground; 0 for an image without lesion, or without truth."""
 
+    has_class: NDArray[np.bool_]
+    """(images, classes but the background): which have it."""
+
     views: NDArray[np.float32]
 
     def __len__(self) -> int:
@@ -266,8 +269,16 @@ def images_of(images: list[Scanned], masks: Masks | None = None) -> Images:
     """The images as arrays; without the masks' meaning, none has foreground."""
     shares = foreground_shares(images, masks) if masks else np.zeros(len(images))
     views = [one.view for one in images] or [np.zeros(TWIN_SIDE**2, np.float32)]
+    has_class = (shares > 0)[:, None]
+    if masks and masks.outputs > 1:
+        counts = [one.values[1 : masks.outputs] for one in images]
+        has_class = np.stack(counts) > 0 if counts else np.zeros((0, masks.outputs - 1), bool)
     return Images(
-        [one.pair for one in images], [one.size for one in images], shares, np.stack(views)
+        [one.pair for one in images],
+        [one.size for one in images],
+        shares,
+        has_class,
+        np.stack(views),
     )
 
 
@@ -276,17 +287,12 @@ def twins(left: Images, right: Images) -> list[tuple[int, int]]:
     return twin_rows(left.views, right.views)
 
 
-def score_of_nothing(images: Images, classes: int, chosen: list[str] | None = None) -> float:
-    """Accuracy of predicting no foreground anywhere, every image counting the same.
-
-    `classes` counts the background too.
-    """
-    wanted = None if chosen is None else set(chosen)
-    shares = [
-        s
-        for n, s in zip(images.names, images.foreground, strict=True)
-        if wanted is None or n in wanted
-    ]
-    foreground, background = float(np.sum(shares)), float(np.sum(1 - np.array(shares)))
+def score_of_nothing(images: Images, chosen: list[str] | None = None) -> float:
+    """Accuracy of predicting no foreground anywhere, every image counting the same."""
+    names = set(images.names if chosen is None else chosen)
+    wanted = np.array([name in names for name in images.names])
+    foreground = float(images.foreground[wanted].sum())
+    background = float((1 - images.foreground[wanted]).sum())
     dice_background = 2 * background / (2 * background + foreground)
-    return (dice_background + (classes - 1 if foreground == 0 else 0)) / classes
+    absent = int((~images.has_class[wanted].any(axis=0)).sum())  # these count 1, see metrics.py
+    return float((dice_background + absent) / (1 + images.has_class.shape[1]))

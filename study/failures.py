@@ -7,8 +7,9 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.errors import CAUSES, InputError, OutOfMemory, Stopped
+from trainer.errors import CAUSES, InputError, OutOfMemory, Stopped, printable
 from trainer.events import LOG_FILE, RESULT_FILE
+from trainer.files import read_text
 
 LAST_LINES = 15
 MOST_CHARACTERS = 200
@@ -17,9 +18,9 @@ MOST_CHARACTERS = 200
 def reason_of(run_folder: Path, exit_code: int) -> str:
     """Why a run ended with an exit code: its own words where it left some, else the code's."""
     try:
-        result = json.loads((run_folder / RESULT_FILE).read_text(encoding="utf-8"))
+        result = json.loads(read_text(run_folder / RESULT_FILE))
         if result["exit_code"] == exit_code:
-            return str(result["reason"])
+            return printable(str(result["reason"]))
     except (OSError, ValueError, LookupError, TypeError):
         pass
     if exit_code == 128 + signal.SIGKILL:
@@ -45,9 +46,9 @@ def last_line(run_folder: Path) -> str:
     """The last line that a run said, errors before anything else; empty where it said nothing."""
     for name in ("stderr.txt", LOG_FILE):
         with suppress(OSError):
-            text = (run_folder / name).read_text(encoding="utf-8", errors="replace")
+            text = read_text(run_folder / name)
             if lines := [line.strip() for line in text.splitlines() if line.strip()]:
-                return lines[-1][:MOST_CHARACTERS]
+                return printable(lines[-1][:MOST_CHARACTERS])
     return ""
 
 
@@ -75,8 +76,8 @@ def last_lines(run_folder: Path, most: int = LAST_LINES) -> str:
     lines: list[str] = []
     for name in (LOG_FILE, "stderr.txt"):
         try:
-            text = (run_folder / name).read_text(encoding="utf-8", errors="replace")
+            text = read_text(run_folder / name)
         except OSError:
             continue
         lines += [line for line in text.splitlines()[-most:] if line not in lines]
-    return "\n".join(lines[-2 * most :])
+    return printable("\n".join(lines[-2 * most :]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -229,7 +230,7 @@ def _files_of(model: Path) -> set[str]:
     """What a promotion put into a model's folder, by its own word."""
     try:
         told = json.loads((model / ORIGIN_FILE).read_text(encoding="utf-8"))["files"]
-        return {name for name in told if Path(name).name == name}
+        return {name for name in told if re.fullmatch(r"[\w-][\w. -]*\.\w+", name)}
     except (OSError, ValueError, LookupError, TypeError):
         return {SPLIT_FILE, LAYERS_FILE}
 

@@ -63,7 +63,7 @@ def _data_rows(dataset: Dataset, split: Split) -> list[tuple[str, str]]:
     shares = [float(s) for images in dataset.images_with_truth for s in images.foreground]
     evaluated = dataset.test if split.select_on == "test" and dataset.test else dataset.train
     chosen = split.parts.validation if split.select_on == "validation" else split.parts.test
-    nothing = score_of_nothing(evaluated, len(dataset.masks.names), chosen)
+    nothing = score_of_nothing(evaluated, chosen)
     return [
         ("Images", f"{len(sizes)}: {_parts(dataset, split)}"),
         (

@@ -16,7 +16,7 @@ from study.settings import Settings
 from trainer.config import read_json
 from trainer.errors import InputError
 from trainer.files import write_json
-from trainer.networks.description import module_file, read_network
+from trainer.networks.description import module_file, parse_network, read_network
 from trainer.networks.weights import find_weights, sha256, stored_path
 
 
@@ -91,7 +91,10 @@ def layers_for(settings: Settings, dataset: Dataset) -> dict[str, Any]:
     if content.get("in_channels") is None:
         content["in_channels"] = dataset.channels
     activation = "sigmoid" if outputs == 1 else "softmax"
-    return {**content, "classes": outputs, "activation": activation}
+    content |= {"classes": outputs, "activation": activation}
+    if not settings.trial_command:
+        parse_network(content, str(settings.layers))
+    return content
 
 
 def find_start_weights(settings: Settings, dataset: Dataset, study_folder: Path) -> StartWeights:

@@ -188,6 +188,7 @@ def test_every_planted_fault_is_found_in_one_run(
     for start, end in zip(heads, [*heads[1:], len(blocks)], strict=True):
         kind = blocks[start].split(": ", 1)[1].rsplit(" (", 1)[0]
         found[kind] = "\n".join(blocks[start:end])
+    assert "other fault" not in found
     for kind, stem in planted.items():
         assert kind in found, f"{kind} was not found\n{told}"
         names = {"file that is no image": "notes.txt", "test image that is in training": "leak"}
@@ -223,7 +224,7 @@ def test_named_classes(tmp_path: Path) -> None:
     mask = data / "train/targets/image_001.png"
     save(np.where(grey(mask) > 0, 77, 0).astype(np.uint8), mask)
     (told,) = [problem for problem in problems(data, named) if problem.stops]
-    assert told.kind == "mask value that --labels does not name"
+    assert told.kind == "mask value that no class names"
     assert "77" in told.text and told.where == "train/targets/image_001.png"
 
 

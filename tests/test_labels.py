@@ -100,5 +100,5 @@ def test_what_no_class_names_is_told(tmp_path: Path, content: Any, told: str) ->
     image = Image.fromarray(np.array([[0, 17, 17, 18]], np.uint8))
     with pytest.raises(InputError) as caught:
         class_indices(image, labels(tmp_path, content), "mask_3.png")
-    assert f"mask_3.png: holds what --labels does not name: {told}" in str(caught.value)
+    assert f"mask_3.png: holds what no class names: {told}" in str(caught.value)
     assert "cyst: " in caught.value.accepted

@@ -324,3 +324,47 @@ def test_a_fresh_clone_elsewhere(model: Path, images: Path, tmp_path: Path) -> N
     here = predict_folder(images, model, tmp_path / "here", "cpu")
     there = json.loads((clone / "predictions/predict.json").read_text())
     assert [i["pixels"] for i in there["images"]] == [i.pixels for i in here.images]
+
+
+def as_rgb(array: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.stack([array, array // 2, 255 - array], axis=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["colour", "grey in three channels", "palette", "turned"])
+def test_masks_of_several_classes_equal_the_evaluation(tmp_path: Path, kind: str) -> None:
+    """A study of three classes on other kinds of images: every Dice comes again from the masks."""
+    data = studies.make_data(tmp_path / "data", images=16)
+    for number, path in enumerate(sorted(data.glob("*/inputs/*.png"))):
+        array = np.asarray(Image.open(path))
+        target = path.parents[1] / "targets" / path.name
+        mask = np.asarray(Image.open(target))
+        mask = np.where(mask > 0, 100 + 100 * (number % 2), 0).astype(np.uint8)
+        if kind == "colour":
+            as_rgb(array).save(path)
+        elif kind == "palette":
+            as_rgb(array).quantize(64).save(path)
+        elif kind == "turned":
+            upright = Image.fromarray(array)
+            exif = Image.Exif()
+            exif[0x0112] = 3
+            upright.rotate(180).save(path, exif=exif)
+        else:
+            Image.fromarray(array).convert("RGB").save(path)
+        Image.fromarray(mask).save(target)
+    (tmp_path / "l.json").write_text('{"none": 0, "a": 100, "b": 200}')
+    (tmp_path / "n.json").write_text('{"network": "unet", "width": 2, "depth": 2}')
+    given = ("--data", "data", "--labels", "l.json", "--layers", "n.json", "--num-trials", "1")
+    ended = studies.driver(tmp_path, *given, *studies.SMALL, "--threads", "1")
+    assert ended.returncode == 0, ended.stderr
+    record = predict_folder(data / "test/inputs", tmp_path / "best_model", tmp_path / "p", "cpu")
+    (result,) = tmp_path.glob("runs/*/test-0000/result.json")
+    scored = {i["name"]: i for i in json.loads(result.read_text())["evaluation"]["images"]}
+    for name, mask in masks_of(tmp_path / "p", record).items():
+        truth = np.asarray(Image.open(data / "test/targets" / name))
+        assert mask.shape == truth.shape and set(np.unique(mask)) <= {0, 100, 200}
+        for number, value in enumerate((0, 100, 200)):
+            p, t = mask == value, truth == value
+            counts = {"tp": p & t, "fp": p & ~t, "fn": ~p & t, "tn": ~p & ~t}
+            own = scored[name]["classes"][number]["own"]
+            assert {key: int(cells.sum()) for key, cells in counts.items()} == own, name

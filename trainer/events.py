@@ -20,6 +20,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from trainer.files import open_plain
+
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 LOG_FILE = "trainer.log"
@@ -91,10 +93,10 @@ class LineReader:
     def new(self) -> list[str]:
         """The lines since the last call, oldest first; none where the file is not there yet."""
         try:
-            with self._path.open("rb") as file:
+            with open_plain(self._path) as file:
                 file.seek(self._offset)
                 data = file.read()
-        except FileNotFoundError:
+        except OSError:  # not there yet, or a link that a trial made
             return []
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)

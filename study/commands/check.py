@@ -33,7 +33,7 @@ from trainer.data.folders import Pair
 from trainer.data.images import open_image, read_image
 from trainer.data.labels import MaskClass
 from trainer.data.masks import FEW_VALUES, Masks, MaskValues, read_masks
-from trainer.errors import InputError
+from trainer.errors import InputError, printable
 from trainer.overlay import overlay
 from trainer.picture import check_picture, save_picture
 
@@ -63,7 +63,7 @@ FAULTS = {
     "is to be turned": "TIFF that is to be turned",
     "its image": "mask of another size than its image",
     "masks of one size": "masks of one image that differ in size",
-    "--labels does not name": "mask value that --labels does not name",
+    "what no class names": "mask value that no class names",
     "the folder is empty": "empty folder",
 }
 """What each fault of reading is called: by words of its message."""
@@ -392,7 +392,7 @@ def _told(problems: Sequence[Problem], everything: bool) -> Iterable[str]:
         those = [p for p in problems if (p.kind, p.stops) == (kind, stops)]
         yield f"{'STOPS A STUDY' if stops else 'note'}: {kind} ({len(those)})"
         shown = those if everything else those[:SHOWN]
-        yield from (f"    {p.where}{': ' + p.text if p.text else ''}" for p in shown)
+        yield from (printable(f"    {p.where}{': ' + p.text if p.text else ''}") for p in shown)
         if len(those) > len(shown):
             yield f"    and {len(those) - len(shown)} more (all: --all)"
 

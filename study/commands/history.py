@@ -33,7 +33,7 @@ from study.records import (
 from study.resources import megabytes
 from study.storage import MADE_WITH_ATTRIBUTE, existing_storage, masked
 from study.view import duration, number
-from trainer.errors import InputError, nearest
+from trainer.errors import InputError, nearest, printable
 
 RUNNING, ENDED, INTERRUPTED, UNKNOWN = "running", "ended", "interrupted", "unknown"
 STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
@@ -246,13 +246,13 @@ def print_trials(past: Past) -> None:
 def _words(entry: dict[str, Any]) -> list[str]:
     """The last column: why it ended, and Dice by class where there are several."""
     classes = class_dice(entry)
-    return ["; ".join(text for text in (str(entry.get("cause") or ""), classes) if text)]
+    return [printable("; ".join(t for t in (str(entry.get("cause") or ""), classes) if t))]
 
 
 def class_dice(entry: dict[str, Any]) -> str:
     """Dice by name of the class, where it was recorded."""
     classes = entry.get("class_dice") or {}
-    return ", ".join(f"{name} {number(value)}" for name, value in classes.items())
+    return ", ".join(f"{n} {number(value)}" for n, value in classes.items() if len(classes) > 1)
 
 
 def run_folder_of(past: Past, trial: int) -> Path:

@@ -84,6 +84,8 @@ def _resized(image: Any, size: tuple[int, int] | None, resample: Image.Resamplin
 
 def image_array(image: Any, channels: int, size: tuple[int, int] | None) -> Bytes:
     """A PIL image as (channels, H, W), resized bilinearly (with antialiasing) to `size`."""
+    if image.mode not in ("1", "L", "LA"):
+        image = image.convert("RGB")  # so that grey is the same from a file and from an array
     image = image.convert("L" if channels == 1 else "RGB")
     array = np.asarray(_resized(image, size, Image.Resampling.BILINEAR))
     return np.array(array[None] if channels == 1 else array.transpose(2, 0, 1), order="C")

@@ -106,7 +106,7 @@ def class_indices(image: Any, classes: Sequence[MaskClass], where: str) -> NDArr
         told = ", ".join(f"{s} ({counts[i]} pixels)" for s, i in zip(shown, order, strict=True))
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         accepted = ", ".join(f"{c.name}: {_listed(c)}" for c in classes)
-        raise InputError(where, f"holds what --labels does not name: {told}{more}", accepted)
+        raise InputError(where, f"holds what no class names: {told}{more}", accepted)
     return indices
 
 
