@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import rml_optuna
+from study import ready
 from study.commands.chart import HEIGHT, chart
 from study.lock import DriverLock
 from study.statistics import paired
@@ -38,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data, other = studies.make_data(here / "data"), studies.make_data(here / "other", images=17)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        patch.setattr(rml_optuna, "describe", lambda layers: {"parameters": 1000})
+        patch.setattr(ready, "describe", lambda layers: {"parameters": 1000})
         patch.setattr(rml_optuna, "POLL_SECONDS", 0.001)
         patch.setattr(rml_optuna, "choose_launcher", lambda *a: studies.fake_place(epochs))
         for name, folder, loss in (("a", data, "bce"), ("b", data, "dice"), ("c", other, "bce")):
