@@ -75,7 +75,7 @@ def run_predict(asked: Predict, console: Console) -> int:
         threads=slot.threads,
         inputs=(asked.source, asked.model),
         cores=slot.cores,
-        command=tuple(command),
+        module=tuple(command[2:]),  # behind python -m
     )
     console.print(f"{place.launcher.name}: {place.why}", markup=False, soft_wrap=True)
     try:
