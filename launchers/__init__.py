@@ -25,8 +25,9 @@ class Job:
     trial may use (none: all). `memory_bytes` limits a container (None: nine tenths of the machine's
     memory). `study` and `trial` label what is started.
 
-    `command` is run instead of the trainer: a program and its arguments, without a shell. What it
-    prints goes to trainer.log. `python -m trainer…` is the module of this program wherever it runs.
+    `command` is run instead of the trainer: a program of the user and its arguments, without a
+    shell. `module` is another module of this program and its arguments, like ("trainer.predict",
+    "--out", "."). What either prints goes to trainer.log. At most one of them is given.
     """
 
     run_folder: Path
@@ -38,6 +39,12 @@ class Job:
     cores: tuple[int, ...] = ()
     memory_bytes: int | None = None
     command: tuple[str, ...] | None = None
+    module: tuple[str, ...] | None = None
+
+    @property
+    def runs_trainer(self) -> bool:
+        """Whether it is a plain trial: neither a command nor a module."""
+        return self.command is None and self.module is None
 
 
 class Running(Protocol):

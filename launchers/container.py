@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from launchers import Job, owner
 from launchers.run_folder import (
     device_inside,
-    is_ours,
     supervised,
     thread_limits,
     trainer_options,
@@ -117,7 +116,7 @@ def container_arguments(
             "HF_HUB_OFFLINE": "1",
             **thread_limits(job.threads),
             # A script may import what lies beside it, as it does where it was written.
-            **({"PYTHONSAFEPATH": ""} if job.command and not is_ours(job.command) else {}),
+            **({"PYTHONSAFEPATH": ""} if job.command else {}),
         },
         "labels": {
             f"{LABEL}.study_folder": str(job.run_folder.parent.resolve()),
@@ -133,14 +132,15 @@ def container_arguments(
 def command_inside(job: Job, image: Image) -> list[str]:
     """What the container runs. A foreign image may have no Python that could supervise a command:
     where the driver is killed, the command runs on until the next driver of the study comes."""
-    if job.command is None:
+    if job.runs_trainer:
         if image.source is None:
             return ["rmldnn", "--config=config.json"]
         options = trainer_options(device_inside(job.device), job.threads)
         return ["python", "-m", "trainer", *options]
+    command = job.command or ("python", "-m", *(job.module or ()))
     if image.source is None:
-        return list(job.command)
-    return supervised(job.command, "python", PROGRAM_INSIDE, HEARTBEAT_FILE)
+        return list(command)
+    return supervised(command, "python", PROGRAM_INSIDE, HEARTBEAT_FILE)
 
 
 def owner_labels() -> dict[str, str]:

@@ -79,7 +79,7 @@ class DockerLauncher:
 
     def launch(self, job: Job) -> RunningContainer:
         """Starts the trial; raises InputError if the engine cannot. Nothing is left then."""
-        reads_out_test = self.foreign and job.command is None
+        reads_out_test = self.foreign and job.runs_trainer
         if reads_out_test:
             # Epochs of an earlier start of the same trial must not be read as this one's.
             (job.run_folder / OUT_TEST_FILE).unlink(missing_ok=True)
@@ -100,7 +100,7 @@ class DockerLauncher:
                 job.run_folder,
                 heartbeat,
                 reads_out_test=reads_out_test,
-                writes_log=not self.foreign and job.command is None,
+                writes_log=not self.foreign and job.runs_trainer,
             )
             container.start()
         except BaseException as error:

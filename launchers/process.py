@@ -20,7 +20,6 @@ from launchers.run_folder import (
     Heartbeat,
     device_inside,
     gpu_name,
-    is_ours,
     open_to_append,
     stop_or_kill,
     supervised,
@@ -59,7 +58,7 @@ class ProcessLauncher:
         with ExitStack() as stack:
             stderr = stack.enter_context(open_to_append(job.run_folder / STDERR_FILE))
             stdout: BinaryIO | int = subprocess.DEVNULL  # the trainer writes its log itself
-            if job.command is not None:
+            if not job.runs_trainer:
                 stdout = stack.enter_context(open_to_append(job.run_folder / LOG_FILE))
             stack.enter_context(_on_cores(job.cores))
             heartbeat = Heartbeat(job.run_folder)
@@ -82,12 +81,10 @@ class ProcessLauncher:
 
     def _arguments(self, job: Job) -> list[str]:
         driver = str(os.getpid())
-        if job.command is None:
+        if job.runs_trainer:
             options = trainer_options(device_inside(job.device), job.threads)
             return [*self._prefix, *options, "--parent-pid", driver]
-        command = list(job.command)
-        if is_ours(command):
-            command[:1] = [sys.executable, "-P"]
+        command = job.command or (sys.executable, "-P", "-m", *(job.module or ()))
         return supervised(command, sys.executable, PROGRAM_FOLDER, driver)
 
     def reap(self, study_folder: Path) -> int:
@@ -164,8 +161,7 @@ class RunningProcess:
 
 def child_environment(job: Job, program: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """`environment` with what the trial needs: modules, threads, no network, and its GPU alone."""
-    ours = job.command is None or is_ours(job.command)
-    paths = [str(program) if ours else "", environment.get("PYTHONPATH", "")]
+    paths = [str(program) if job.command is None else "", environment.get("PYTHONPATH", "")]
     return {
         # GPUs in the order of nvidia-smi and of Docker, not the fastest first.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",

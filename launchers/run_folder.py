@@ -25,12 +25,6 @@ def trainer_options(device: str, threads: int, measure: bool = False) -> list[st
     return [*run, "--device", device, "--threads", str(threads)]
 
 
-def is_ours(command: Sequence[str]) -> bool:
-    """Whether a command runs a module of this program's trainer."""
-    module = command[2] if tuple(command[:2]) == ("python", "-m") and len(command) > 2 else ""
-    return module.split(".")[0] == "trainer"
-
-
 def supervised(command: Sequence[str], python: str, program: Path, watched: str) -> list[str]:
     """A command that does not watch its driver, run by what does; see trainer/supervise.py.
 

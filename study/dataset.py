@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,17 @@ from numpy.typing import NDArray
 from trainer.data.folders import Layout, Pair, find_layout, pair
 from trainer.data.images import mask_array, open_image
 from trainer.data.labels import MaskClass, class_indices
-from trainer.data.masks import Masks, MaskValues
+from trainer.data.masks import FEW_VALUES, NEAR_EXTREME, PEAK, Masks, MaskValues
 from trainer.data.twins import TWIN_SIDE, small_grey, standardised
 from trainer.data.twins import twins as twin_rows
 from trainer.errors import InputError, joined
 
 FEWEST_IMAGES = 10
+CLASS_OF_ITS_OWN = 0.02
+"""A value that covers more than this share of one mask is no fringe."""
+
+PHOTOGRAPH = 0.2
+"""A mask with more than this share between background and foreground is a picture."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +245,8 @@ def read_dataset(
         _every_class_is_there(found.train, masks, str(layout.targets))
     else:
         masks = values.meaning(str(layout.targets))
+        if faults := odd_masks(everything):
+            raise joined(faults, f"the data in {folder}")
     train = images_of(found.train, masks)
     test = images_of(found.test, masks) if found.test else None
     if train.empty.all():
@@ -250,13 +258,60 @@ def read_dataset(
     return Dataset(folder, layout, train, test, masks, values.shares(), grey, digest)
 
 
+def odd_masks(images: Sequence[Scanned], fringes: bool = True) -> list[InputError]:
+    """Masks that say background and foreground with other values than most do.
+
+    The threshold of the set would read them wrongly: of 0 and 1 among 0 and 255, all is background.
+    `fringes`: values between the two that cover little are edges (JPEG, resizing), and no fault.
+    """
+    with_truth = [one for one in images if one.pair.masks]
+    held = [np.flatnonzero(one.mask_values.histogram).tolist() for one in with_truth]
+    usual = Counter((v[0], v[-1]) for v in held if len(v) == 2).most_common(1)
+    if not usual:
+        return []
+    low, high = usual[0][0]
+    faults = []
+    for one, values in zip(with_truth, held, strict=True):
+        if kind := _oddity(one.mask_values.histogram, values, low, high, fringes):
+            shown = ", ".join(map(str, values[:6])) + (" …" if len(values) > 6 else "")
+            found = f"{kind}: it holds {shown}, most hold {low} and {high}"
+            fix = "mend the mask, or leave the image out"
+            faults.append(InputError(str(one.pair.masks[0]), found, "masks of one kind", fix))
+    return faults
+
+
+def _oddity(
+    histogram: NDArray[np.int64], values: list[int], low: int, high: int, fringes: bool
+) -> str:
+    margin = NEAR_EXTREME * (high - low)
+    shares = histogram / histogram.sum()
+    between = [v for v in values if min(abs(v - low), abs(v - high)) > margin]
+    nothing_bright = values[-1] <= (low + high) / 2
+    if len(values) == 1:  # empty, or foreground everywhere: no fringe that could shift it
+        odd = low < values[0] < high - margin or values[0] > high + margin
+        return "is coded in another way" if odd else ""
+    if len(values) == 2:
+        odd = bool(between) or nothing_bright or values[0] > (low + high) / 2
+        return "is coded in another way" if odd else ""
+    if len(values) > FEW_VALUES:
+        is_picture = shares[between].sum() > PHOTOGRAPH
+        return "is no mask but a photograph, or the image itself" if is_picture else ""
+    odd = any(shares[v] > (CLASS_OF_ITS_OWN if fringes else 0) for v in between)
+    odd = odd or (nothing_bright and shares[low + 1 :].sum() > PEAK)
+    return "has more than two values" if odd else ""
+
+
 def _every_class_is_there(train: list[Scanned], masks: Masks, where: str) -> None:
-    counted = sum((one.values for one in train), np.zeros(256, np.int64))
-    missing = [name for number, name in enumerate(masks.names) if counted[number] == 0]
-    if missing:
+    if missing := missing_classes(train, masks):
         found = f"no training mask has {', '.join(missing)}"
         fix = "take the class out of the labels file, or add images that have it"
         raise InputError(where, found, "every class in some mask", fix)
+
+
+def missing_classes(train: Sequence[Scanned], masks: Masks) -> list[str]:
+    """Named classes that no training image has."""
+    counted = sum((one.values for one in train), np.zeros(256, np.int64))
+    return [name for number, name in enumerate(masks.names) if counted[number] == 0]
 
 
 def foreground_shares(images: list[Scanned], masks: Masks) -> NDArray[np.float64]:

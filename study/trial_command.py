@@ -40,8 +40,9 @@ class TrialCommand:
 def parse_trial_command(text: str, here: Path) -> TrialCommand:
     """The command as it was typed in the folder `here`; raises InputError.
 
-    A word that names a file or folder from there becomes absolute, also behind `--option=`. The
-    first word does so only with a slash in it, else it is a program to be looked up.
+    A word that names a file from there becomes absolute; one that names a folder, only with a slash
+    in it or behind `--option=`, else it may as well be a plain word. So does the first word, which
+    is a program to be looked up, and the word behind `-m`, which is a module.
     """
     try:
         typed = shlex.split(text)
@@ -55,10 +56,12 @@ def parse_trial_command(text: str, here: Path) -> TrialCommand:
     for place, word in enumerate(typed):
         option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
         path = Path(os.path.abspath(here / value))
-        is_program = place == 0 and ("/" not in value or value.startswith("/"))
+        is_name = "/" not in value and (place == 0 or typed[place - 1] == "-m")
+        is_name = is_name or ("/" not in value and not option and path.is_dir())
+        is_program = place == 0 and value.startswith("/")
         if value.endswith(".py") and not path.exists() and not os.path.isabs(value):
             raise InputError(OPTION, f"there is no file '{value}' in {here}", LIKE)
-        if not value or is_program or not path.exists():
+        if not value or is_name or is_program or not path.exists():
             words.append(word)
             continue
         words.append(f"{option}{equals}{path}")

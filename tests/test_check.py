@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from study.commands.check import Problem, find_problems, meaning_of, run_check
-from study.dataset import scan
+from study.dataset import read_dataset, scan
 from tests import studies
 from trainer.data.labels import MaskClass
 from trainer.errors import InputError
@@ -195,6 +195,106 @@ def test_every_planted_fault_is_found_in_one_run(
         assert names.get(kind, stem) in found[kind], found[kind]
     picture = Image.open(tmp_path / "check.png")
     assert picture.size[0] > 1000 and np.asarray(picture.convert("L")).std() > 10
+
+
+def study_refuses(data: Path, classes: list[MaskClass] | None = None) -> str:
+    try:
+        read_dataset(data, classes or [], lambda done, total: None)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture(scope="module")
+def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small set with a lesion in every training image."""
+    folder = tmp_path_factory.mktemp("lesions") / "data"
+    make_demo(folder, 24, 4, 0)
+    for mask in (folder / "train/targets").iterdir():
+        if not grey(mask).any():
+            mask.unlink()
+            (folder / "train/inputs" / mask.name).unlink()
+    return folder
+
+
+STOPS = {
+    *("image without a mask", "mask without an image", "file that cannot be read"),
+    *("mask of another size than its image", "more than 8 bits a channel", "DICOM file"),
+    *("file that is no image", "two files of one name", "mask of more than two values"),
+    *("mask coded in another way", "mask that is no mask", "mask of several colours"),
+    *("link that leads nowhere", "several pages in one file"),
+}
+
+
+@pytest.mark.parametrize("kind", PLANTS)
+def test_what_stops_in_a_check_stops_a_study(kind: str, lesions: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(lesions, data)
+    image = sorted((data / "train/inputs").iterdir())[0]
+    PLANTS[kind](image, data / "train/targets" / image.name)
+    told = [problem for problem in problems(data) if problem.stops]
+    refusal = study_refuses(data)
+    assert bool(told) == bool(refusal) == (kind in STOPS), (told, refusal)
+    if kind in STOPS:
+        assert kind == "mask of several colours" or kind in {problem.kind for problem in told}
+
+
+def test_a_small_lesion_in_another_coding_stops_both(lesions: Path, tmp_path: Path) -> None:
+    """So few pixels of value 1 that they look like a fringe of the whole set."""
+    data = tmp_path / "data"
+    shutil.copytree(lesions, data)
+    mask = sorted((data / "train/targets").iterdir())[0]
+    speck(mask)
+    save((grey(mask) > 0).astype(np.uint8), mask)
+    (told,) = [problem for problem in problems(data) if problem.stops]
+    assert told.kind == "mask coded in another way" and told.where.endswith(mask.name)
+    assert "it holds 0, 1, most hold 0 and 255" in told.text
+    assert told.text in study_refuses(data)
+
+
+def blurred(mask: Path) -> None:
+    image = Image.open(mask).convert("L")
+    image.resize((image.width // 3, image.height // 3)).resize(image.size).save(mask)
+
+
+def few_greys(mask: Path) -> None:
+    """Edges in four steps, as from masks that were drawn larger."""
+    array = grey(mask).astype(int)
+    moved = [np.roll(array, (i, j), (0, 1)) for i in (0, 1) for j in (0, 1)]
+    save((sum(moved) // 4).astype(np.uint8), mask)
+
+
+ACCEPTED: dict[str, Callable[[list[Path]], object]] = {
+    "all but one saved with loss": lambda m: [lossy(one) for one in m[1:]],
+    "blurred edges": lambda m: [blurred(one) for one in m[3:]],
+    "one with few greys among blurred": lambda m: [few_greys(m[0]), *map(blurred, m[4:])],
+    "0 and 254": lambda m: save(np.where(grey(m[0]) > 0, 254, 0).astype(np.uint8), m[0]),
+    "0 and 1, one empty": lambda m: [
+        save((grey(one) > 0).astype(np.uint8) * bool(number), one) for number, one in enumerate(m)
+    ],
+    "grey 128": lambda m: [save(grey(one) // 2, one) for one in m],
+    "all foreground": lambda m: save(np.full_like(grey(m[0]), 255), m[0]),
+    "red": lambda m: [save(np.stack([grey(o), *[0 * grey(o)] * 2], 2), o) for o in m],
+}
+
+
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_masks_that_differ_harmlessly_are_no_fault(
+    kind: str, lesions: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(lesions, data)
+    for part in ("train", "test"):
+        ACCEPTED[kind](sorted((data / part / "targets").iterdir()))
+    assert [problem for problem in problems(data) if problem.stops] == []
+    assert study_refuses(data) == ""
+
+
+def test_a_class_that_no_mask_has_stops_both(lesions: Path) -> None:
+    named = [MaskClass(name=name, values=[v]) for name, v in (("no", 0), ("a", 255), ("b", 9))]
+    (told,) = [problem for problem in problems(lesions, named) if problem.stops]
+    assert (told.kind, told.where) == ("class that no training mask has", "b")
+    assert "no training mask has b" in study_refuses(lesions, named)
 
 
 def problems(data: Path, classes: list[MaskClass] | None = None) -> list[Problem]:

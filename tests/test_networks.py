@@ -334,6 +334,60 @@ def test_what_does_not_fit_monai_is_told(keys: dict[str, Any], expected: str) ->
         build(parse_network(keys, "l.json")).check((32, 32))
 
 
+@pytest.fixture
+def reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """What was looked up in the network; empty caches."""
+    tried: list[Any] = []
+
+    def forbidden(*address: Any, **more: Any) -> Any:
+        tried.append(address)
+        raise OSError("no network here")
+
+    monkeypatch.setattr("socket.getaddrinfo", forbidden)
+    monkeypatch.setattr("socket.create_connection", forbidden)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tried
+
+
+TIMM = {"network": "smp.Unet", "encoder": "tu-resnet10t"}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"network": "monai.DenseNet121", "arguments": {"pretrained": True}},
+        {"network": "monai.HoVerNet", "arguments": {"pretrained_url": "http://127.0.0.1:9/a"}},
+        {"network": "monai.TorchVisionFCModel", "arguments": {"weights": "DEFAULT"}},
+        {"network": "monai.Transchex", "arguments": {"path_or_repo_id": "someone/model"}},
+        {**RESNET18, "arguments": {"encoder_weights": "imagenet"}},
+        {**TIMM, "arguments": {"pretrained": True}},
+        {**TIMM, "arguments": {"checkpoint_path": "weights.bin"}},
+        {**TIMM, "arguments": {"pretrained_cfg_overlay": {"url": "http://127.0.0.1:9/a"}}},
+    ],
+)
+def test_arguments_fetch_nothing(keys: dict[str, Any], reached: list[Any]) -> None:
+    """A checkpoint of somebody else's may have such arguments."""
+    with pytest.raises(InputError, match="fetch nothing"):
+        build(parse_network(keys, "l.json"))
+    assert reached == []
+
+
+def test_networks_that_fetch_unasked_do_not(reached: list[Any]) -> None:
+    keys = {"network": "monai.EfficientNetBN", "arguments": {"model_name": "efficientnet-b0"}}
+    build(parse_network(keys, "l.json"))
+    build(parse_network({"network": "monai.MILModel"}, "l.json"))
+    others = {
+        "ResNetFeatures": {"model_name": "resnet18"},
+        "DenseNet121": {"pretrained": False},
+        "HoVerNet": {"pretrained_url": None},
+    }
+    for name, arguments in others.items():
+        build(parse_network({"network": f"monai.{name}", "arguments": arguments}, "l.json"))
+    with pytest.raises(InputError, match="fetches its weights"):
+        build(parse_network({"network": "monai.Transchex"}, "l.json"))
+    assert reached == []
+
+
 def test_a_misspelt_encoder_names_the_nearest() -> None:
     with pytest.raises(InputError, match="unknown encoder 'resnet81'; did you mean 'resnet18'"):
         build(parse_network({**RESNET18, "encoder": "resnet81"}, "l.json"))

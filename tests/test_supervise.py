@@ -15,7 +15,6 @@ import pytest
 from launchers import Job, owner
 from launchers.container import Caller, Image, container_arguments
 from launchers.process import ProcessLauncher, child_environment
-from launchers.run_folder import is_ours
 from trainer.events import LOG_FILE, STDERR_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,8 +117,8 @@ def test_the_supervisor_is_as_patient_as_the_trainer() -> None:
 
 
 def test_modules_of_ours_run_with_this_python_and_see_the_program(tmp_path: Path) -> None:
-    assert is_ours(("python", "-m", "trainer.review")) and not is_ours(("python", "-m", "trainers"))
-    assert run(tmp_path, "python", "-m", "trainer.review", "--help") == 0
+    module = Job(tmp_path, "s", 0, module=("trainer.review", "--help"))
+    assert ProcessLauncher().launch(module).wait(30) == 0
     assert "usage" in (tmp_path / LOG_FILE).read_text()
     foreign = Job(tmp_path, "s", 0, command=("python", "x.py"))
     assert "PYTHONPATH" not in child_environment(foreign, ROOT, {})
@@ -137,6 +136,21 @@ def test_a_container_of_a_command() -> None:
     assert ours["environment"]["PYTHONSAFEPATH"] == ""
     other = container_arguments(job, Image("other", "2", None), caller, engine)
     assert other["command"] == list(command)
-    own_module = Job(job.run_folder, "s", 0, command=("python", "-m", "trainer.predict"))
+    own_module = Job(job.run_folder, "s", 0, module=("trainer.predict",))
     made = container_arguments(own_module, Image("rml-trainer", "1", "source"), caller, engine)
     assert "PYTHONSAFEPATH" not in made["environment"]
+    assert made["command"] == [*supervisor, "python", "-m", "trainer.predict"]
+
+
+def test_a_package_of_the_user_that_is_named_trainer_is_the_users(tmp_path: Path) -> None:
+    """Its words look like ours; the user's Python and the user's module run all the same."""
+    (tmp_path / "mine/trainer").mkdir(parents=True)
+    (tmp_path / "mine/trainer/__main__.py").write_text("print('mine')")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "mine")}
+    words = ("python", "-m", "trainer", "config.json")
+    launch = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{DRIVER}"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    subprocess.run([*launch, *words], cwd=run_folder, env={**env, "PATH": path}, check=True)
+    assert (run_folder / LOG_FILE).read_text() == "mine\n"

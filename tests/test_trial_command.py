@@ -85,6 +85,23 @@ def test_words_that_name_files_become_absolute(tmp_path: Path) -> None:
     assert parse_trial_command(str(command), Path("/")) == command, "as a resume reads it"
 
 
+def test_a_plain_word_that_is_also_a_folder_stays(tmp_path: Path) -> None:
+    for name in ("trainer", "train"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "module").touch()
+    (tmp_path / "weights").touch()
+    command = parse_trial_command("python -m trainer train weights --in=train {config}", tmp_path)
+    assert command.words == (
+        *("python", "-m", "trainer", "train", f"{tmp_path}/weights", f"--in={tmp_path}/train"),
+        "{config}",
+    )
+    assert command.inputs == (tmp_path / "weights", tmp_path / "train")
+    assert parse_trial_command("python -m module {config}", tmp_path).inputs == ()
+    assert parse_trial_command("train {config} -m ./weights", tmp_path).words == (
+        *("train", "{config}", "-m", f"{tmp_path}/weights"),
+    )
+
+
 def test_a_program_beside_is_a_file_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "train.sh").touch()
     assert parse_trial_command("./train.sh {config}", tmp_path).inputs == (tmp_path / "train.sh",)

@@ -24,6 +24,8 @@ from study.dataset import (
     Scanned,
     foreground_shares,
     images_of,
+    missing_classes,
+    odd_masks,
     scan,
     twins,
 )
@@ -32,7 +34,7 @@ from study.split import group_keys
 from trainer.data.folders import Pair
 from trainer.data.images import open_image, read_image
 from trainer.data.labels import MaskClass
-from trainer.data.masks import FEW_VALUES, Masks, MaskValues, read_masks
+from trainer.data.masks import Masks, MaskValues, read_masks
 from trainer.errors import InputError, printable
 from trainer.overlay import overlay
 from trainer.picture import check_picture, save_picture
@@ -65,6 +67,9 @@ FAULTS = {
     "masks of one size": "masks of one image that differ in size",
     "what no class names": "mask value that no class names",
     "the folder is empty": "empty folder",
+    "is coded in another way": "mask coded in another way",
+    "is no mask but": "mask that is no mask",
+    "has more than two values": "mask of more than two values",
 }
 """What each fault of reading is called: by words of its message."""
 
@@ -124,6 +129,8 @@ def find_problems(
         problems.append(Problem("meaning of the masks", near(masks.where), masks.found, True))
     elif found.train and not foreground_shares(found.train, masks).any():
         problems.append(Problem("no foreground at all", "training masks", "", True))
+    elif found.train and masks.classes and (missing := missing_classes(found.train, masks)):
+        problems.append(Problem("class that no training mask has", ", ".join(missing), "", True))
     problems += _of_masks(every, masks, near)
     problems += _of_images(every, near)
     problems += _of_copies(found, near)
@@ -152,7 +159,8 @@ def _of_masks(images: Sequence[Scanned], masks: Masks | InputError, near: _Near)
     problems: list[Problem] = []
     with_truth = [one for one in images if one.pair.masks]
     if isinstance(masks, InputError) or not masks.classes:
-        problems += _codings(with_truth, near)
+        read = isinstance(masks, Masks)
+        problems += [_of_fault(fault, near) for fault in odd_masks(with_truth, fringes=read)]
     told = {problem.where for problem in problems}
     known = masks if isinstance(masks, Masks) else _usual(with_truth)
     for one, share in zip(with_truth, foreground_shares(with_truth, known), strict=True):
@@ -160,6 +168,8 @@ def _of_masks(images: Sequence[Scanned], masks: Masks | InputError, near: _Near)
         pixels = round(share * int(one.values.sum()))
         if where in told:
             continue
+        if not known.classes and one.mask_values.several_colours():
+            problems.append(Problem("mask of several colours", where, "all count as foreground"))
         if share == 1:
             problems.append(Problem("mask that is foreground everywhere", where))
         elif share > MOSTLY_FOREGROUND:
@@ -182,41 +192,6 @@ def _usual(images: Sequence[Scanned]) -> Masks:
     tops.pop(0, None)
     top = tops.most_common(1)[0][0] if tops else 255
     return Masks(threshold=top / 2)
-
-
-def _codings(images: Sequence[Scanned], near: _Near) -> list[Problem]:
-    """Masks that hold other values than most do."""
-    held = [tuple(np.flatnonzero(one.mask_values.histogram).tolist()) for one in images]
-    usual = Counter(values for values in held if len(values) == 2).most_common(1)
-    if not usual:
-        return []
-    low, high = usual[0][0]
-    problems = []
-    for one, values in zip(images, held, strict=True):
-        where = near(one.pair.masks[0])
-        odd = [value for value in values if value not in (low, high)]
-        if len(one.mask_values.colours) > 1:
-            problems.append(Problem("mask of several colours", where, "", True))
-        elif len(values) > FEW_VALUES and _is_photograph(one):
-            text = f"{len(values)} values: a photograph, or the image itself?"
-            problems.append(Problem("mask that is no mask", where, text, True))
-        elif odd and len(values) <= 2:
-            text = f"holds {_listed(values)}, most hold {low} and {high}"
-            problems.append(Problem("mask coded in another way", where, text, True))
-        elif odd and len(values) <= FEW_VALUES:
-            text = f"holds {_listed(values)}, most hold {low} and {high}"
-            problems.append(Problem("mask of more than two values", where, text, True))
-    return problems
-
-
-def _is_photograph(one: Scanned) -> bool:
-    """Whether much of a mask is neither bright nor dark."""
-    histogram = one.mask_values.histogram
-    return bool(histogram[26:230].sum() > 0.2 * histogram.sum())
-
-
-def _listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values[:6])) + (" …" if len(values) > 6 else "")
 
 
 def _of_images(images: Sequence[Scanned], near: _Near) -> list[Problem]:

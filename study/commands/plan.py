@@ -158,7 +158,7 @@ def measure_step(
         threads=slot.threads,
         inputs=inputs,
         cores=slot.cores,
-        command=("python", "-m", "trainer", *options),
+        module=("trainer", *options),
     )
     began = time.monotonic()
     running = launcher.launch(job)

@@ -78,7 +78,7 @@ def run_predict(asked: Predict, console: Console) -> int:
         threads=slot.threads,
         inputs=(asked.source, *([asked.model] if asked.model.is_dir() else _files_of(file))),
         cores=slot.cores,
-        command=tuple(command),
+        module=tuple(command[2:]),  # behind python -m
     )
     console.print(f"{place.launcher.name}: {place.why}", markup=False, soft_wrap=True)
     try:

@@ -155,9 +155,16 @@ class MaskValues:
         named = [f'"class {number}": {value}' for number, value in enumerate(values[1:8], start=1)]
         return "{" + ", ".join([f'"background": {values[0]}', *named]) + "}"
 
-    def _one_colour(self, where: str) -> None:
+    def several_colours(self) -> bool:
+        """Whether two colours or more are classes of their own."""
+        return len(self._peaks()) > 1
+
+    def _peaks(self) -> list[tuple[int, int]]:
         total = sum(self.colours.values())
-        peaks = [(c, n) for c, n in self.colours.most_common() if n > COLOUR_PEAK * total]
+        return [(c, n) for c, n in self.colours.most_common() if n > COLOUR_PEAK * total]
+
+    def _one_colour(self, where: str) -> None:
+        total, peaks = sum(self.colours.values()), self._peaks()
         if len(peaks) > 1:
             names = [
                 f"about ({(c >> 6) * 36}, {(c >> 3 & 7) * 36}, {(c & 7) * 36}): {n / total:.1%}"

@@ -62,6 +62,9 @@ NETWORKS = (
 ACCEPTED = "unet, smp.NAME, monai.NAME, or module: FILE.py:CLASS in the network's place"
 LIBRARY_NAME = re.compile(r"(smp|monai)\.[A-Za-z]\w*")
 MODULE_NAME = re.compile(r"[^:\0]+\.py:[^\W\d]\w*")
+FETCHES = re.compile(r"pretrain|url|weights|^(checkpoint|filename|path_or_repo)|hub")
+"""Arguments by which smp, timm and MONAI fetch weights, or read them from any file."""
+
 SMP_DIVISOR = 32
 KEYS_OF = {"encoder": ("smp",), "arguments": ("smp", "monai", "module"), "module": ("module",)}
 """Keys that only some kinds of network take."""
@@ -191,6 +194,11 @@ def _check(network: Network, where: str) -> None:
         found = f"'{network.encoder}' is not the name of an encoder"
         hint = nearest(network.encoder, ENCODERS)
         raise InputError(f"{where}, encoder", found + hint, "letters, digits, and any of _ . -")
+    for key, value in network.arguments.items():
+        if network.kind != "module" and value and FETCHES.search(key):
+            found = f"'{key}': networks fetch nothing, and read no file of weights"
+            fix = 'leave it out; weights of an encoder of smp are named by "weights"'
+            raise InputError(f"{where}, arguments", found, fix=fix)
     if (network.classes == 1) != (network.activation == "sigmoid"):
         found = f"classes {network.classes} with activation {network.activation}"
         raise InputError(where, found, "sigmoid with 1 class, softmax with several")

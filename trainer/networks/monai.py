@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from trainer.errors import InputError, nearest
-from trainer.networks.description import Network
+from trainer.networks.description import FETCHES, Network
 from trainer.networks.smp import mend_torchvision
 
 IN_CHANNELS = ("in_channels", "in_chns", "num_channels", "n_input_channels")
@@ -32,6 +32,7 @@ def build_monai(network: Network) -> nn.Module:
         raise InputError("layers", f"MONAI has no network '{name}'{hint}", "one of networks.nets")
     build = getattr(nets, name)
     arguments = _filled_in(build, network)
+    arguments |= _fetching_nothing(build, network)
     takes = inspect.signature(build).parameters.values()
     plain = [p for p in takes if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     missing = [p.name for p in plain if p.default is p.empty and p.name not in arguments]
@@ -52,6 +53,20 @@ def build_monai(network: Network) -> nn.Module:
 
 def _is_network(value: Any) -> bool:
     return inspect.isclass(value) and issubclass(value, nn.Module)
+
+
+def _fetching_nothing(build: Any, network: Network) -> dict[str, Any]:
+    """What keeps a class from fetching weights that it fetches unasked."""
+    found = {}
+    for parameter in inspect.signature(build).parameters.values():
+        if not FETCHES.search(parameter.name) or parameter.default is parameter.empty:
+            continue
+        if parameter.default is True:
+            found[parameter.name] = False
+        elif parameter.default:
+            told = f"{network.network} fetches its weights ({parameter.name})"
+            raise InputError("layers", told, "a network that starts from random weights")
+    return found
 
 
 def _filled_in(build: Any, network: Network) -> dict[str, Any]:
