@@ -287,6 +287,34 @@ def test_compare_refuses_other_data_other_images_and_no_scores(here: Path) -> No
     assert not list(here.glob("compare-*"))
 
 
+def labelled(here: Path, study: str, *classes: tuple[str, int]) -> None:
+    """The masks of the study have these classes."""
+    path = here / "runs" / study / "split.json"
+    content = json.loads(path.read_text())
+    content["masks"]["classes"] = [{"name": n, "values": [v], "colours": []} for n, v in classes]
+    path.write_text(json.dumps(content))
+
+
+def test_compare_refuses_other_classes(here: Path) -> None:
+    labelled(here, "a", ("no", 0), ("cyst", 128), ("tumour", 255))
+    told = refused(here, "compare", "a", "b")
+    assert "the classes of their masks differ" in told and "background and foreground" in told
+    labelled(here, "b", ("no", 0), ("tumour", 255), ("cyst", 128))
+    assert "cyst 128, tumour 255; against" in " ".join(refused(here, "compare", "a", "b").split())
+    labelled(here, "b", ("no", 0), ("Zyste", 128), ("Tumor", 255))
+    assert row(typed(here, "compare", "a", "b"), "content of --labels")[1:] == [
+        "no 0, cyst 128, tumour 255",
+        "no 0, Zyste 128, Tumor 255",
+    ]
+    result = next((here / "runs/b").glob("test-*/result.json"))
+    content = json.loads(result.read_text())
+    for image in content["evaluation"]["images"]:
+        image["classes"] = [{**image["own"], "own": image["own"]}] * 3
+    result.write_text(json.dumps(content))
+    told = refused(here, "compare", "a", "b")
+    assert "not as many classes" in told and "Traceback" not in told
+
+
 def test_paired_difference_in_closed_form() -> None:
     """Ten images, each better by 0.1: of 2^10 exchanges only two are as extreme."""
     a = np.linspace(0.2, 0.8, 10)
