@@ -9,10 +9,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from PIL import Image
 
@@ -285,6 +287,38 @@ def test_compare_refuses_other_data_other_images_and_no_scores(here: Path) -> No
     result.unlink()
     assert "has no scores of the test images" in refused(here, "compare", "a", "b")
     assert not list(here.glob("compare-*"))
+
+
+def test_compare_tells_why_scores_never_come(here: Path) -> None:
+    result = next((here / "runs/b").glob("test-*/result.json"))
+    result.unlink()
+    may_come = refused(here, "compare", "a", "b")
+    assert "let it end: --study-name 'b' --resume" in may_come
+    path = here / "runs/b/best_model/config_test.json"
+    config = json.loads(path.read_text())
+    for key, expected in (
+        ("split", "its trials ran in a foreign image"),
+        ("test_target_path", "its test images have no masks"),
+    ):
+        del config["neural_network"]["data"][key]
+        path.write_text(json.dumps(config))
+        told = refused(here, "compare", "a", "b")
+        assert expected in told and "--resume" not in told
+    with storage(here) as changed:
+        changed["b"]["options"]["trial-command"] = "python x.py {config}"
+    told = refused(here, "compare", "a", "b")
+    assert "--trial-command" in told and "--resume" not in told
+
+
+@contextmanager
+def storage(here: Path) -> Iterator[dict[str, Any]]:
+    """What each study was made with, to be changed."""
+    url = f"sqlite:///{here}/rml_study.db"
+    found = {s: optuna.load_study(study_name=s, storage=url) for s in ("a", "b", "c")}
+    content = {name: study.user_attrs["made_with"] for name, study in found.items()}
+    yield content
+    for name, study in found.items():
+        study.set_user_attr("made_with", content[name])
 
 
 def labelled(here: Path, study: str, *classes: tuple[str, int]) -> None:

@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from study.commands.chart import chart
 from study.commands.history import Past, read_object
-from study.records import SPLIT_FILE, move_aside
+from study.records import BEST_FOLDER, CONFIG_FILE, SPLIT_FILE, move_aside
 from study.statistics import RESAMPLES, Paired, paired
 from study.view import number
 from trainer.errors import InputError
@@ -155,10 +155,27 @@ def _test_scores(past: Past) -> list[ImageScore]:
     result = read_object(past.folder / f"test-{best.trial:04d}" / RESULT_FILE) if best else {}
     images = (result.get("evaluation") or {}).get("images")
     if not images:
-        fix = f"let it end: --study-name '{past.name}' --resume"
+        accepted = "a study that ended, and scored test images with masks by itself"
         found = "has no scores of the test images by its best trial"
-        raise InputError(f"study '{past.name}'", found, "a study that ended", fix)
+        never = _never_scored(past)
+        fix = "" if never else f"let it end: --study-name '{past.name}' --resume"
+        raise InputError(f"study '{past.name}'", found + never, accepted, fix)
     return [ImageScore.from_dict(image) for image in images]
+
+
+def _never_scored(past: Past) -> str:
+    """Why there will be no scores, however long the study runs; "" where they may come."""
+    if past.options.get("trial-command"):
+        return ": what its command (--trial-command) trained, only the command can use"
+    config = read_object(past.folder / BEST_FOLDER / CONFIG_FILE).get("neural_network")
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, dict):
+        return ""
+    if "test_target_path" not in data:
+        return ": its test images have no masks"
+    if "split" not in data:
+        return ": its trials ran in a foreign image, which tells no score of an image"
+    return ""
 
 
 def _difference_table(a: Past, b: Past, scores: list[tuple[ImageScore, ImageScore]]) -> str:
