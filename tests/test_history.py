@@ -6,10 +6,11 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,45 @@ def test_list_without_the_folder(here: Path) -> None:
 def test_list_of_nothing_leaves_nothing(tmp_path: Path) -> None:
     assert "no study was run here yet" in typed(tmp_path, "list")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_listing_leaves_a_database_of_the_user_as_it_is(here: Path) -> None:
+    with closing(sqlite3.connect(here / "mine #1.db")) as mine:
+        mine.execute("create table patients (name text)")
+    (here / "text.db").write_text("no database " * 100)
+    (here / "empty.db").touch()
+    for name in ("mine #1.db", "empty.db"):
+        before = (here / name).read_bytes()
+        for command in (("list",), ("show", "0"), ("use", "a")):
+            told = refused(here, *command, "--storage", f"sqlite:///{name}")
+            assert "is no storage of Optuna" in told, told
+        assert (here / name).read_bytes() == before
+    assert "file is not a database" in refused(here, "list", "--storage", "sqlite:///text.db")
+
+
+def test_listing_writes_nothing(here: Path) -> None:
+    file = here / "rml_study.db"
+    before = file.read_bytes()
+    file.chmod(0o444)
+    for command in (("list",), ("list", "a"), ("show", "0")):
+        typed(here, *command)
+    assert file.read_bytes() == before and not (here / "rml_study.db-journal").exists()
+
+
+def test_listing_after_a_driver_that_died_while_it_wrote(here: Path) -> None:
+    """SQLite takes back what was half written."""
+    code = """
+import os, sqlite3
+c = sqlite3.connect("rml_study.db", isolation_level=None)
+c.execute("pragma cache_size=1")
+c.execute("begin")
+c.execute("create table filler (text)")
+c.executemany("insert into filler values (?)", [("x" * 5000,)] * 200)
+os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=here)
+    assert (here / "rml_study.db-journal").stat().st_size
+    assert row(typed(here, "list"), "a ")[1] == "ended"
 
 
 def test_unknown_names_are_told_with_the_nearest(here: Path) -> None:
