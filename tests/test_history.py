@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -199,6 +200,31 @@ def test_show(here: Path) -> None:
     assert "line 20?" in out and "line 19?" not in out and "\x1b" not in out
     assert "config.json" in out and "checkpoints/best.pt" in out
     assert "--device cpu --threads 2" in out.splitlines()[-1]
+
+
+def test_a_trial_of_a_command_is_repeated_by_its_command(here: Path) -> None:
+    script = "import os, sys; print(os.path.basename(os.getcwd()), sys.argv[1:], os.listdir())"
+    with storage(here) as changed:
+        words = [sys.executable, "-c", script, "{config}", "--x=a b"]
+        changed["c"]["options"]["trial-command"] = shlex.join(words)
+    command = typed(here, "show", "1").splitlines()[-1]
+    assert "-m trainer" not in command
+    pasted = subprocess.run(["bash", "-c", command], cwd=here, capture_output=True, text=True)
+    assert pasted.stdout.startswith("again-c-1 ['config.json', '--x=a b']"), pasted
+    assert "layers.json" in pasted.stdout
+
+
+def test_what_a_study_ran_is_not_guessed(here: Path) -> None:
+    (here / "rml_study.db").unlink()
+    assert "python" in typed(here, "show", "1", "--study", "c").splitlines()[-1]
+    shutil.rmtree(here / "runs/c/best_model")
+    assert "To repeat it" not in typed(here, "show", "1", "--study", "c")
+
+
+def test_a_log_does_not_reach_the_command_to_paste(here: Path) -> None:
+    told = {"event": "start", "device": "CPU", "threads": "1; touch /tmp/x"}
+    (here / "runs/c/trial-0001/metrics.jsonl").write_text(json.dumps(told) + "\n")
+    assert "touch" not in typed(here, "show", "1").splitlines()[-1]
 
 
 def test_show_of_a_trial_that_told_nonsense(here: Path) -> None:

@@ -13,6 +13,7 @@ from study import failures, paste
 from study.commands.chart import chart
 from study.commands.history import RUNNING, Past, class_dice, files, read_object, run_folder_of
 from study.resources import megabytes
+from study.trial_command import CONFIG
 from study.view import duration, number
 from trainer.errors import InputError
 from trainer.events import LOG_FILE, METRICS_FILE, EventReader
@@ -159,14 +160,16 @@ def _curves(events: list[dict[str, Any]]) -> list[str]:
 
 
 def repeat_command(past: Past, trial: int, events: list[dict[str, Any]]) -> str:
-    """One line to paste: a new folder with the trial's inputs, and the trainer in it.
+    """One line to paste: a new folder with the trial's inputs, and in it the trainer, or the
+    command that the study ran.
 
     The configuration names its network file beside it, so that both are copied. Device and threads
-    are those of the trial: on a CPU its numbers come again. "" where its inputs are gone.
+    are those of the trial: on a CPU its numbers come again. "" where its inputs are gone, or
+    nothing tells what the study ran.
     """
     folder = run_folder_of(past, trial)
     inputs = [folder / name for name in INPUTS] + sorted(folder.glob("*.py"))
-    if not all(path.is_file() for path in inputs):
+    if not past.options or not all(path.is_file() for path in inputs):
         return ""
     name, count = f"again-{past.name}-{trial}", 1
     while Path(name).exists():
@@ -175,7 +178,11 @@ def repeat_command(past: Past, trial: int, events: list[dict[str, Any]]) -> str:
     new = shlex.quote(name)
     start = next((e for e in events if e.get("event") == "start"), {})
     device = " --device cpu" if start.get("device") == "CPU" else ""
-    threads = f" --threads {start['threads']}" if start.get("threads") else ""
-    copied = " ".join(paste.shown(path) for path in inputs)
+    threads = start.get("threads")
+    threads = f" --threads {threads}" if isinstance(threads, int) else ""
+    copied = f"mkdir {new} && cp {' '.join(paste.shown(path) for path in inputs)} {new}"
+    if command := past.options.get("trial-command"):
+        words = [word.replace(CONFIG, INPUTS[0]) for word in shlex.split(str(command))]
+        return f"{copied} && (cd {new} && {shlex.join(words)})"
     train = f"{paste.trainer('trainer')} --config={new}/config.json --run-folder {new}"
-    return f"mkdir {new} && cp {copied} {new} && {train}{device}{threads}"
+    return f"{copied} && {train}{device}{threads}"
