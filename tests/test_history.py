@@ -285,6 +285,14 @@ def test_use_brings_the_model_and_the_list_back(here: Path) -> None:
     assert kept["checkpoints"]["load"] == "runs/a/best_model/best_model_file.pt"
 
 
+def test_use_of_what_a_command_trained(here: Path) -> None:
+    assert "config_test.json" in typed(here, "use", "b")
+    (here / "runs/a/best_model/config_test.json").unlink()
+    out = typed(here, "use", "a")
+    assert "config_test.json" not in out and "-m trainer" not in out
+    assert "How to use best_model/best_model_file.pt, only the study's command knows" in out
+
+
 def test_use_loses_nothing_of_the_user(here: Path) -> None:
     shutil.rmtree(here / "best_model")
     (here / "best_model").mkdir()
