@@ -227,6 +227,32 @@ def test_a_log_does_not_reach_the_command_to_paste(here: Path) -> None:
     assert "touch" not in typed(here, "show", "1").splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": {"type": "adam", "learning_rate": "fast"}},
+        {"optimizer": ["adam"]},
+        {"data": ["train"]},
+        {"data": {"transforms": 3}},
+        {"loss": None},
+        "[" * 100_000,
+        '{"x": 1' + 5000 * "0" + "}",
+    ],
+)
+def test_show_of_a_trial_that_rewrote_its_configuration(
+    here: Path, changes: dict[str, Any] | str
+) -> None:
+    path = here / "runs/c/trial-0001/config.json"
+    content = json.loads(path.read_text())
+    rate = f"{content['neural_network']['optimizer']['learning_rate']:.3g}"[:4]
+    if isinstance(changes, dict):
+        content["neural_network"].update(changes)
+        changes = json.dumps(content)
+    path.write_text(changes)
+    out = typed(here, "show", "1")
+    assert "COMPLETE" in out and rate in out, "what the study chose"
+
+
 def test_show_of_a_trial_that_told_nonsense(here: Path) -> None:
     lines = ['{"event": "epoch"}', "[1]", '{"event": "epoch", "epoch": 1, "accuracy": NaN}']
     lines += ['{"event": "epoch", "epoch": 2, "accuracy": 0.5}']

@@ -15,6 +15,7 @@ from study.commands.history import RUNNING, Past, class_dice, files, read_object
 from study.resources import megabytes
 from study.trial_command import CONFIG
 from study.view import duration, number
+from trainer.config import load_config
 from trainer.errors import InputError
 from trainer.events import LOG_FILE, METRICS_FILE, EventReader
 
@@ -102,21 +103,23 @@ def _settings(
     folder: Path, entry: dict[str, Any] | None, open_: tuple[str, dict[str, Any]] | None
 ) -> list[tuple[str, str]]:
     """From its configuration, else from what the study chose."""
-    content = read_object(folder / "config.json").get("neural_network")
-    if not isinstance(content, dict):
+    try:
+        config = load_config(folder / "config.json")
+    except (InputError, ValueError, RecursionError):  # a trial may write there what it likes
+        config = None
+    if config is None or config.optimizer is None or config.loss is None:
         chosen = open_[1] if open_ else entry or {}
         keys = ("optimizer", "learning_rate", "lr", "loss", "weights")
         return [(key, str(chosen[key])) for key in keys if key in chosen]
-    data, optimizer = content.get("data", {}), content.get("optimizer", {})
-    transforms = [*data.get("transforms", []), *data.get("input_transforms", [])]
-    schedule = optimizer.get("lr_scheduler")
+    data, optimizer, schedule = config.data, config.optimizer, config.optimizer.lr_scheduler
+    transforms = [f"{t.name} {t.value}" for t in (*data.transforms, *data.input_transforms)]
     rows = [
-        ("Optimizer", f"{optimizer.get('type')}, rate {optimizer.get('learning_rate', 0):.4g}"),
-        ("Schedule", f"{schedule['type']}, gamma {schedule.get('gamma')}" if schedule else "none"),
-        ("Loss", str(content.get("loss", {}).get("function"))),
-        ("Epochs, batch size", f"{content.get('num_epochs')}, {data.get('batch_size')}"),
-        ("Transforms", ", ".join(f"{k} {v}" for t in transforms for k, v in t.items())),
-        ("Images", str(data.get("input_path"))),
+        ("Optimizer", f"{optimizer.type}, rate {optimizer.learning_rate:.4g}"),
+        ("Schedule", f"{schedule.type}, gamma {schedule.gamma}" if schedule else "none"),
+        ("Loss", config.loss.function),
+        ("Epochs, batch size", f"{config.num_epochs}, {data.batch_size}"),
+        ("Transforms", ", ".join(transforms)),
+        ("Images", _plain(str(data.input_path))),
     ]
     return rows + ([("Weights", str(entry["weights"]))] if entry and entry.get("weights") else [])
 
