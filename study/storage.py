@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import optuna
 from optuna.trial import FrozenTrial
+from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from trainer.errors import InputError, nearest
 
 BUSY_SECONDS = 60
+TABLES = ("studies", "trials", "version_info", "alembic_version")
+"""Some that every database of Optuna has."""
+
 DEFAULT_STORAGE = "sqlite:///rml_study.db"
 MADE_WITH_ATTRIBUTE = "made_with"
 
@@ -48,6 +54,36 @@ def masked_text(text: str) -> str:
     return re.sub(r"(://[^:/@\s]*:)\S*@", r"\1***@", text)
 
 
+def _open_to_read(url: str) -> optuna.storages.BaseStorage:
+    """The storage as it is: nothing is created or migrated in a database, whosever it is."""
+    if url.startswith("redis"):
+        return optuna.storages.get_storage(url)
+    given = make_url(url)
+    waiting: dict[str, Any] = {}
+    if given.get_backend_name() == "sqlite" and given.database:
+        file = os.path.abspath(given.database)
+        # What a killed driver left half written, SQLite takes back before anybody can read.
+        mode = "rw" if os.path.exists(f"{file}-journal") else "ro"
+        given = given.set(database=f"file:{quote(file)}")
+        given = given.update_query_dict({"mode": mode, "uri": "true"})
+        waiting = {"connect_args": {"timeout": BUSY_SECONDS}}
+    engine = create_engine(given, **waiting)
+    try:
+        known = inspect(engine)
+        is_storage = all(known.has_table(name) for name in TABLES)
+    finally:
+        engine.dispose()
+    if not is_storage:
+        accepted = "the --storage of a study, like sqlite:///rml_study.db"
+        raise InputError(f"--storage {masked(url)}", "is no storage of Optuna", accepted)
+    opened = optuna.storages.RDBStorage(
+        given.render_as_string(hide_password=False),
+        engine_kwargs=waiting,
+        skip_table_creation=True,
+    )
+    return optuna.storages.get_storage(opened)
+
+
 def _open(url: str) -> optuna.storages.BaseStorage:
     """The storage; for SQLite one that waits where another program holds the file."""
     if url.startswith("sqlite"):
@@ -59,13 +95,16 @@ def _open(url: str) -> optuna.storages.BaseStorage:
 def existing_storage(url: str) -> Storage | None:
     """The storage, to be read; None where it is an SQLite file that is not there."""
     file = re.fullmatch(r"sqlite:///(.+)", url)
-    return None if file and not Path(file[1]).is_file() else Storage(url)
+    return None if file and not Path(file[1]).is_file() else Storage(url, to_read=True)
 
 
 class Storage:
-    """An Optuna storage; a new SQLite file is removed again if no study comes to be in it."""
+    """An Optuna storage; a new SQLite file is removed again if no study comes to be in it.
 
-    def __init__(self, url: str) -> None:
+    With `to_read`, what is there is only read; raises InputError where it is no storage.
+    """
+
+    def __init__(self, url: str, to_read: bool = False) -> None:
         self.url = url
         file = re.fullmatch(r"sqlite:///(.+)", url)
         self._file = Path(file[1]) if file else None
@@ -78,7 +117,7 @@ class Storage:
             found = f"there is no folder {self._file.absolute().parent}"
             raise InputError(where, found, "an existing folder")
         try:
-            self.storage = _open(url)
+            self.storage = _open_to_read(url) if to_read else _open(url)
         except (SQLAlchemyError, ImportError, ValueError, OSError, RuntimeError) as error:
             lines = masked_text(str(getattr(error, "orig", None) or error)).strip().splitlines()
             reason = lines[0] if lines else type(error).__name__

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from PIL import Image
 
@@ -130,6 +134,45 @@ def test_list_of_nothing_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_listing_leaves_a_database_of_the_user_as_it_is(here: Path) -> None:
+    with closing(sqlite3.connect(here / "mine #1.db")) as mine:
+        mine.execute("create table patients (name text)")
+    (here / "text.db").write_text("no database " * 100)
+    (here / "empty.db").touch()
+    for name in ("mine #1.db", "empty.db"):
+        before = (here / name).read_bytes()
+        for command in (("list",), ("show", "0"), ("use", "a")):
+            told = refused(here, *command, "--storage", f"sqlite:///{name}")
+            assert "is no storage of Optuna" in told, told
+        assert (here / name).read_bytes() == before
+    assert "file is not a database" in refused(here, "list", "--storage", "sqlite:///text.db")
+
+
+def test_listing_writes_nothing(here: Path) -> None:
+    file = here / "rml_study.db"
+    before = file.read_bytes()
+    file.chmod(0o444)
+    for command in (("list",), ("list", "a"), ("show", "0")):
+        typed(here, *command)
+    assert file.read_bytes() == before and not (here / "rml_study.db-journal").exists()
+
+
+def test_listing_after_a_driver_that_died_while_it_wrote(here: Path) -> None:
+    """SQLite takes back what was half written."""
+    code = """
+import os, sqlite3
+c = sqlite3.connect("rml_study.db", isolation_level=None)
+c.execute("pragma cache_size=1")
+c.execute("begin")
+c.execute("create table filler (text)")
+c.executemany("insert into filler values (?)", [("x" * 5000,)] * 200)
+os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=here)
+    assert (here / "rml_study.db-journal").stat().st_size
+    assert row(typed(here, "list"), "a ")[1] == "ended"
+
+
 def test_unknown_names_are_told_with_the_nearest(here: Path) -> None:
     (here / "runs/a").rename(here / "runs/first")
     assert "did you mean 'first'" in refused(here, "list", "frist")
@@ -157,6 +200,57 @@ def test_show(here: Path) -> None:
     assert "line 20?" in out and "line 19?" not in out and "\x1b" not in out
     assert "config.json" in out and "checkpoints/best.pt" in out
     assert "--device cpu --threads 2" in out.splitlines()[-1]
+
+
+def test_a_trial_of_a_command_is_repeated_by_its_command(here: Path) -> None:
+    script = "import os, sys; print(os.path.basename(os.getcwd()), sys.argv[1:], os.listdir())"
+    with storage(here) as changed:
+        words = [sys.executable, "-c", script, "{config}", "--x=a b"]
+        changed["c"]["options"]["trial-command"] = shlex.join(words)
+    command = typed(here, "show", "1").splitlines()[-1]
+    assert "-m trainer" not in command
+    pasted = subprocess.run(["bash", "-c", command], cwd=here, capture_output=True, text=True)
+    assert pasted.stdout.startswith("again-c-1 ['config.json', '--x=a b']"), pasted
+    assert "layers.json" in pasted.stdout
+
+
+def test_what_a_study_ran_is_not_guessed(here: Path) -> None:
+    (here / "rml_study.db").unlink()
+    assert "python" in typed(here, "show", "1", "--study", "c").splitlines()[-1]
+    shutil.rmtree(here / "runs/c/best_model")
+    assert "To repeat it" not in typed(here, "show", "1", "--study", "c")
+
+
+def test_a_log_does_not_reach_the_command_to_paste(here: Path) -> None:
+    told = {"event": "start", "device": "CPU", "threads": "1; touch /tmp/x"}
+    (here / "runs/c/trial-0001/metrics.jsonl").write_text(json.dumps(told) + "\n")
+    assert "touch" not in typed(here, "show", "1").splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": {"type": "adam", "learning_rate": "fast"}},
+        {"optimizer": ["adam"]},
+        {"data": ["train"]},
+        {"data": {"transforms": 3}},
+        {"loss": None},
+        "[" * 100_000,
+        '{"x": 1' + 5000 * "0" + "}",
+    ],
+)
+def test_show_of_a_trial_that_rewrote_its_configuration(
+    here: Path, changes: dict[str, Any] | str
+) -> None:
+    path = here / "runs/c/trial-0001/config.json"
+    content = json.loads(path.read_text())
+    rate = f"{content['neural_network']['optimizer']['learning_rate']:.3g}"[:4]
+    if isinstance(changes, dict):
+        content["neural_network"].update(changes)
+        changes = json.dumps(content)
+    path.write_text(changes)
+    out = typed(here, "show", "1")
+    assert "COMPLETE" in out and rate in out, "what the study chose"
 
 
 def test_show_of_a_trial_that_told_nonsense(here: Path) -> None:
@@ -215,6 +309,14 @@ def test_use_brings_the_model_and_the_list_back(here: Path) -> None:
     assert config["data"]["split"] == "best_model/split.json"
     kept = json.loads((here / "runs/a/best_model/config_test.json").read_text())["neural_network"]
     assert kept["checkpoints"]["load"] == "runs/a/best_model/best_model_file.pt"
+
+
+def test_use_of_what_a_command_trained(here: Path) -> None:
+    assert "config_test.json" in typed(here, "use", "b")
+    (here / "runs/a/best_model/config_test.json").unlink()
+    out = typed(here, "use", "a")
+    assert "config_test.json" not in out and "-m trainer" not in out
+    assert "How to use best_model/best_model_file.pt, only the study's command knows" in out
 
 
 def test_use_loses_nothing_of_the_user(here: Path) -> None:
@@ -285,6 +387,66 @@ def test_compare_refuses_other_data_other_images_and_no_scores(here: Path) -> No
     result.unlink()
     assert "has no scores of the test images" in refused(here, "compare", "a", "b")
     assert not list(here.glob("compare-*"))
+
+
+def test_compare_tells_why_scores_never_come(here: Path) -> None:
+    result = next((here / "runs/b").glob("test-*/result.json"))
+    result.unlink()
+    may_come = refused(here, "compare", "a", "b")
+    assert "let it end: --study-name 'b' --resume" in may_come
+    path = here / "runs/b/best_model/config_test.json"
+    config = json.loads(path.read_text())
+    for key, expected in (
+        ("split", "its trials ran in a foreign image"),
+        ("test_target_path", "its test images have no masks"),
+    ):
+        del config["neural_network"]["data"][key]
+        path.write_text(json.dumps(config))
+        told = refused(here, "compare", "a", "b")
+        assert expected in told and "--resume" not in told
+    with storage(here) as changed:
+        changed["b"]["options"]["trial-command"] = "python x.py {config}"
+    told = refused(here, "compare", "a", "b")
+    assert "--trial-command" in told and "--resume" not in told
+
+
+@contextmanager
+def storage(here: Path) -> Iterator[dict[str, Any]]:
+    """What each study was made with, to be changed."""
+    url = f"sqlite:///{here}/rml_study.db"
+    found = {s: optuna.load_study(study_name=s, storage=url) for s in ("a", "b", "c")}
+    content = {name: study.user_attrs["made_with"] for name, study in found.items()}
+    yield content
+    for name, study in found.items():
+        study.set_user_attr("made_with", content[name])
+
+
+def labelled(here: Path, study: str, *classes: tuple[str, int]) -> None:
+    """The masks of the study have these classes."""
+    path = here / "runs" / study / "split.json"
+    content = json.loads(path.read_text())
+    content["masks"]["classes"] = [{"name": n, "values": [v], "colours": []} for n, v in classes]
+    path.write_text(json.dumps(content))
+
+
+def test_compare_refuses_other_classes(here: Path) -> None:
+    labelled(here, "a", ("no", 0), ("cyst", 128), ("tumour", 255))
+    told = refused(here, "compare", "a", "b")
+    assert "the classes of their masks differ" in told and "background and foreground" in told
+    labelled(here, "b", ("no", 0), ("tumour", 255), ("cyst", 128))
+    assert "cyst 128, tumour 255; against" in " ".join(refused(here, "compare", "a", "b").split())
+    labelled(here, "b", ("no", 0), ("Zyste", 128), ("Tumor", 255))
+    assert row(typed(here, "compare", "a", "b"), "content of --labels")[1:] == [
+        "no 0, cyst 128, tumour 255",
+        "no 0, Zyste 128, Tumor 255",
+    ]
+    result = next((here / "runs/b").glob("test-*/result.json"))
+    content = json.loads(result.read_text())
+    for image in content["evaluation"]["images"]:
+        image["classes"] = [{**image["own"], "own": image["own"]}] * 3
+    result.write_text(json.dumps(content))
+    told = refused(here, "compare", "a", "b")
+    assert "not as many classes" in told and "Traceback" not in told
 
 
 def test_paired_difference_in_closed_form() -> None:

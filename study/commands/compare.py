@@ -18,15 +18,13 @@ from tabulate import tabulate
 
 from study.commands.chart import chart
 from study.commands.history import Past, read_object
-from study.records import move_aside
+from study.records import BEST_FOLDER, CONFIG_FILE, SPLIT_FILE, move_aside
 from study.statistics import RESAMPLES, Paired, paired
 from study.view import number
 from trainer.errors import InputError
 from trainer.events import RESULT_FILE
 from trainer.metrics import Counts, ImageScore, accuracy
 from trainer.picture import is_ours, save_picture
-
-"""In the picture's metadata: a picture with it may be drawn again."""
 
 NOT_SETTINGS = ("launcher", "docker-image", "gpu", "threads", "timeout", "keep-checkpoints")
 PARTS = ("training", "validation")
@@ -62,12 +60,36 @@ def _differences(a: Past, b: Past) -> list[list[str]]:
     networks = [json.dumps(past.origin.get("network"), sort_keys=True) for past in (a, b)]
     if networks[0] != networks[1] and a.options.get("layers") == b.options.get("layers"):
         rows.append(["content of --layers", *networks])
-    parts = [read_object(past.folder / "split.json").get("parts") or {} for past in (a, b)]
+    classes = [_classes(past) for past in (a, b)]
+    if classes[0] != classes[1]:
+        rows.append(["content of --labels", *map(_named, classes)])
+    parts = [read_object(past.folder / SPLIT_FILE).get("parts") or {} for past in (a, b)]
     for part in PARTS:
         names = [set(p.get(part) or []) for p in parts]
         if names[0] != names[1]:
             rows.append([f"{part} images", *(f"{len(n)}, not the same" for n in names)])
     return rows
+
+
+def _classes(past: Past) -> list[dict[str, Any]]:
+    """The classes of the masks; none where two values are background and foreground."""
+    masks = read_object(past.folder / SPLIT_FILE).get("masks")
+    found = masks.get("classes") if isinstance(masks, dict) else None
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _meaning(classes: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """What the masks hold for each class, whatever it is called."""
+    return [tuple(sorted(map(str, _held(one)))) for one in classes]
+
+
+def _held(one: dict[str, Any]) -> list[Any]:
+    return [*(one.get("values") or []), *(one.get("colours") or [])]
+
+
+def _named(classes: list[dict[str, Any]]) -> str:
+    told = [f"{one.get('name')} {' or '.join(map(str, _held(one)))}" for one in classes]
+    return ", ".join(told) or "background and foreground"
 
 
 def _told(value: Any) -> str:
@@ -110,6 +132,11 @@ def _same_images(a: Past, b: Past) -> list[tuple[ImageScore, ImageScore]]:
     if a.data_checksum != b.data_checksum:
         found = "cannot be paired: the images or masks are not the same (checksum of the data)"
         raise InputError(where, found, accepted)
+    classes = [_classes(past) for past in (a, b)]
+    if _meaning(classes[0]) != _meaning(classes[1]):
+        found = "cannot be paired: the classes of their masks differ: "
+        found += f"{_named(classes[0])}; against {_named(classes[1])}"
+        raise InputError(where, found, "two studies with the same --labels")
     scores = [{s.name: s for s in _test_scores(past)} for past in (a, b)]
     if scores[0].keys() != scores[1].keys():
         both = len(scores[0].keys() & scores[1].keys())
@@ -117,6 +144,9 @@ def _same_images(a: Past, b: Past) -> list[tuple[ImageScore, ImageScore]]:
         found = f"cannot be paired: the splits differ, they test on other images ({counts})"
         fix = f"give the second study the first one's: --split runs/{a.name}/split.json"
         raise InputError(where, found, accepted, fix)
+    if any(len(score.counts) != len(scores[1][name].counts) for name, score in scores[0].items()):
+        found = "cannot be paired: their scores have not as many classes"
+        raise InputError(where, found, "two studies with the same --labels")
     return [(score, scores[1][name]) for name, score in scores[0].items()]
 
 
@@ -125,10 +155,27 @@ def _test_scores(past: Past) -> list[ImageScore]:
     result = read_object(past.folder / f"test-{best.trial:04d}" / RESULT_FILE) if best else {}
     images = (result.get("evaluation") or {}).get("images")
     if not images:
-        fix = f"let it end: --study-name '{past.name}' --resume"
+        accepted = "a study that ended, and scored test images with masks by itself"
         found = "has no scores of the test images by its best trial"
-        raise InputError(f"study '{past.name}'", found, "a study that ended", fix)
+        never = _never_scored(past)
+        fix = "" if never else f"let it end: --study-name '{past.name}' --resume"
+        raise InputError(f"study '{past.name}'", found + never, accepted, fix)
     return [ImageScore.from_dict(image) for image in images]
+
+
+def _never_scored(past: Past) -> str:
+    """Why there will be no scores, however long the study runs; "" where they may come."""
+    if past.options.get("trial-command"):
+        return ": what its command (--trial-command) trained, only the command can use"
+    config = read_object(past.folder / BEST_FOLDER / CONFIG_FILE).get("neural_network")
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, dict):
+        return ""
+    if "test_target_path" not in data:
+        return ": its test images have no masks"
+    if "split" not in data:
+        return ": its trials ran in a foreign image, which tells no score of an image"
+    return ""
 
 
 def _difference_table(a: Past, b: Past, scores: list[tuple[ImageScore, ImageScore]]) -> str:

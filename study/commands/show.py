@@ -13,7 +13,9 @@ from study import failures, paste
 from study.commands.chart import chart
 from study.commands.history import RUNNING, Past, class_dice, files, read_object, run_folder_of
 from study.resources import megabytes
+from study.trial_command import CONFIG
 from study.view import duration, number
+from trainer.config import load_config
 from trainer.errors import InputError
 from trainer.events import LOG_FILE, METRICS_FILE, EventReader
 
@@ -101,21 +103,23 @@ def _settings(
     folder: Path, entry: dict[str, Any] | None, open_: tuple[str, dict[str, Any]] | None
 ) -> list[tuple[str, str]]:
     """From its configuration, else from what the study chose."""
-    content = read_object(folder / "config.json").get("neural_network")
-    if not isinstance(content, dict):
+    try:
+        config = load_config(folder / "config.json")
+    except (InputError, ValueError, RecursionError):  # a trial may write there what it likes
+        config = None
+    if config is None or config.optimizer is None or config.loss is None:
         chosen = open_[1] if open_ else entry or {}
         keys = ("optimizer", "learning_rate", "lr", "loss", "weights")
         return [(key, str(chosen[key])) for key in keys if key in chosen]
-    data, optimizer = content.get("data", {}), content.get("optimizer", {})
-    transforms = [*data.get("transforms", []), *data.get("input_transforms", [])]
-    schedule = optimizer.get("lr_scheduler")
+    data, optimizer, schedule = config.data, config.optimizer, config.optimizer.lr_scheduler
+    transforms = [f"{t.name} {t.value}" for t in (*data.transforms, *data.input_transforms)]
     rows = [
-        ("Optimizer", f"{optimizer.get('type')}, rate {optimizer.get('learning_rate', 0):.4g}"),
-        ("Schedule", f"{schedule['type']}, gamma {schedule.get('gamma')}" if schedule else "none"),
-        ("Loss", str(content.get("loss", {}).get("function"))),
-        ("Epochs, batch size", f"{content.get('num_epochs')}, {data.get('batch_size')}"),
-        ("Transforms", ", ".join(f"{k} {v}" for t in transforms for k, v in t.items())),
-        ("Images", str(data.get("input_path"))),
+        ("Optimizer", f"{optimizer.type}, rate {optimizer.learning_rate:.4g}"),
+        ("Schedule", f"{schedule.type}, gamma {schedule.gamma}" if schedule else "none"),
+        ("Loss", config.loss.function),
+        ("Epochs, batch size", f"{config.num_epochs}, {data.batch_size}"),
+        ("Transforms", ", ".join(transforms)),
+        ("Images", _plain(str(data.input_path))),
     ]
     return rows + ([("Weights", str(entry["weights"]))] if entry and entry.get("weights") else [])
 
@@ -159,14 +163,16 @@ def _curves(events: list[dict[str, Any]]) -> list[str]:
 
 
 def repeat_command(past: Past, trial: int, events: list[dict[str, Any]]) -> str:
-    """One line to paste: a new folder with the trial's inputs, and the trainer in it.
+    """One line to paste: a new folder with the trial's inputs, and in it the trainer, or the
+    command that the study ran.
 
     The configuration names its network file beside it, so that both are copied. Device and threads
-    are those of the trial: on a CPU its numbers come again. "" where its inputs are gone.
+    are those of the trial: on a CPU its numbers come again. "" where its inputs are gone, or
+    nothing tells what the study ran.
     """
     folder = run_folder_of(past, trial)
     inputs = [folder / name for name in INPUTS] + sorted(folder.glob("*.py"))
-    if not all(path.is_file() for path in inputs):
+    if not past.options or not all(path.is_file() for path in inputs):
         return ""
     name, count = f"again-{past.name}-{trial}", 1
     while Path(name).exists():
@@ -175,7 +181,11 @@ def repeat_command(past: Past, trial: int, events: list[dict[str, Any]]) -> str:
     new = shlex.quote(name)
     start = next((e for e in events if e.get("event") == "start"), {})
     device = " --device cpu" if start.get("device") == "CPU" else ""
-    threads = f" --threads {start['threads']}" if start.get("threads") else ""
-    copied = " ".join(paste.shown(path) for path in inputs)
+    threads = start.get("threads")
+    threads = f" --threads {threads}" if isinstance(threads, int) else ""
+    copied = f"mkdir {new} && cp {' '.join(paste.shown(path) for path in inputs)} {new}"
+    if command := past.options.get("trial-command"):
+        words = [word.replace(CONFIG, INPUTS[0]) for word in shlex.split(str(command))]
+        return f"{copied} && (cd {new} && {shlex.join(words)})"
     train = f"{paste.trainer('trainer')} --config={new}/config.json --run-folder {new}"
-    return f"mkdir {new} && cp {copied} {new} && {train}{device}{threads}"
+    return f"{copied} && {train}{device}{threads}"

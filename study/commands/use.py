@@ -7,7 +7,7 @@ from pathlib import Path
 from study import paste
 from study.commands import history
 from study.commands.history import Past
-from study.records import Records
+from study.records import BEST_FOLDER, CONFIG_FILE, Records
 from study.view import number
 
 
@@ -22,4 +22,7 @@ def use_study(past: Past, here: Path, storage: str) -> None:
     running = [p.name for p in history.studies(here, storage) if p.state == history.RUNNING]
     if running:
         print(f"'{running[0]}' runs here and puts its own model there when it finds a better one")
-    print(f"To predict: {paste.trainer('trainer')} {paste.test_config()}")
+    if (here / BEST_FOLDER / CONFIG_FILE).is_file():
+        print(f"To predict: {paste.trainer('trainer')} {paste.test_config()}")
+    else:
+        print(f"How to use {BEST_FOLDER}/{origin.get('model')}, only the study's command knows")
