@@ -16,7 +16,7 @@ from study.resources import megabytes
 from study.trial_command import CONFIG
 from study.view import duration, number
 from trainer.config import load_config
-from trainer.errors import InputError
+from trainer.errors import InputError, printable
 from trainer.events import LOG_FILE, METRICS_FILE, EventReader
 
 LOG_LINES = 30
@@ -49,24 +49,20 @@ def show_trial(past: Past, trial: int) -> None:
     rows += _settings(folder, entry, open_)
     rows += _scores(past, entry, events)
     rows += [("The study", what) for what in past.missing]
+    rows = [(name, printable(value)) for name, value in rows]
     print(tabulate(rows, tablefmt="plain", maxcolwidths=[None, 100], disable_numparse=True))
     for line in _curves(events):
         print(line)
     log = failures.last_lines(folder, LOG_LINES).splitlines()[-LOG_LINES:]
     if log:
         print(f"\nThe last lines of {paste.shown(folder / LOG_FILE)}:")
-        print("\n".join(f"  {_plain(line)}" for line in log))
+        print("\n".join(f"  {printable(line)}" for line in log))
     if there := files(folder):
         print("\nIts files:")
         for path, size in there:
-            print(f"  {megabytes(size):>8}  {_plain(str(path.relative_to(folder)))}")
+            print(f"  {megabytes(size):>8}  {printable(str(path.relative_to(folder)))}")
     if command := repeat_command(past, trial, events):
         print(f"\nTo repeat it by hand, in a new folder:\n  {command}")
-
-
-def _plain(text: str) -> str:
-    """Without what would steer the terminal: a trial may log or name what it likes."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _events(folder: Path) -> list[dict[str, Any]]:
@@ -86,14 +82,14 @@ def _state(
 ) -> list[tuple[str, str]]:
     if entry:
         cause = entry.get("cause") or f"it trained all of its {entry.get('epochs', '?')} epochs"
-        rows = [("State", str(entry["state"])), ("Why", _plain(str(cause)))]
+        rows = [("State", str(entry["state"])), ("Why", printable(str(cause)))]
         return [*rows, ("Time", duration(float(entry.get("seconds") or 0)))]
     if open_ and open_[0] != RUNNING.upper():
         return [("State", open_[0]), ("Why", "it waits for its turn")]
     result = read_object(folder / "result.json")
     if past.state == RUNNING and not result:
         return [("State", "RUNNING"), ("Why", "its driver is at work")]
-    told = f"; it said: {_plain(str(result['reason']))}" if result.get("reason") else ""
+    told = f"; it said: {printable(str(result['reason']))}" if result.get("reason") else ""
     if past.state == RUNNING:
         return [("State", "ENDING"), ("Why", f"its driver has not told the study yet{told}")]
     return [("State", "CUT OFF"), ("Why", f"its driver is gone; --resume begins it again{told}")]
@@ -119,7 +115,7 @@ def _settings(
         ("Loss", config.loss.function),
         ("Epochs, batch size", f"{config.num_epochs}, {data.batch_size}"),
         ("Transforms", ", ".join(transforms)),
-        ("Images", _plain(str(data.input_path))),
+        ("Images", printable(str(data.input_path))),
     ]
     return rows + ([("Weights", str(entry["weights"]))] if entry and entry.get("weights") else [])
 
