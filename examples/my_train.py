@@ -11,6 +11,12 @@ from PIL import Image
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # asked to stop
 config = json.loads(Path(sys.argv[1]).read_text())["neural_network"]
 split = json.loads(Path(config["data"]["split"]).read_text())
+threshold, targets = split["masks"]["threshold"], config["data"]["target_path"]
+named = all(Path(targets, name).is_file() for name in split["parts"]["training"])
+beside = targets == config["data"]["input_path"]
+if threshold is None or beside or not named or not split["parts"]["validation"]:
+    print("this example takes two values, masks apart named as the images, --select-on validation")
+    sys.exit(2)  # every trial would fail so
 
 
 def read(path, part):  # (images, 64, 64), 0 to 255; a mask has the name of its image
@@ -21,7 +27,7 @@ def read(path, part):  # (images, 64, 64), 0 to 255; a mask has the name of its 
 def known(part):  # six numbers of each pixel, and whether it is foreground
     grey, (y, x) = read("input_path", part) / 64 - 2, np.mgrid[-1:1:64j, -1:1:64j]
     features = np.broadcast_arrays(1, grey, grey**2, y, y**2, x**2)
-    return np.stack(features, axis=3), read("target_path", part) > split["masks"]["threshold"]
+    return np.stack(features, axis=3), read("target_path", part) > threshold
 
 
 (pixels, mask), (unseen, truth) = known("training"), known("validation")

@@ -10,8 +10,9 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -458,13 +459,49 @@ def test_paired_difference_in_closed_form() -> None:
     assert paired(a, a, lambda values: float(values.mean())).p == 1
 
 
-def test_paired_p_is_uniform_without_a_difference() -> None:
-    generator = np.random.default_rng(1)
-    small = 0
-    for _ in range(30):
-        a, b = generator.random((2, 12))
-        small += paired(a, b, lambda values: float(values.mean())).p < 0.2
-    assert 1 <= small <= 13
+def mean(values: np.ndarray) -> float:
+    return float(values.mean())
+
+
+def pooled_dice(counts: np.ndarray) -> float:
+    """Of rows of tp, fp, fn: all images together, which is no mean of the images."""
+    tp, fp, fn = counts.sum(0)
+    return float(2 * tp / (2 * tp + fp + fn))
+
+
+def exact_p(a: np.ndarray, b: np.ndarray, metric: Callable[[np.ndarray], float]) -> float:
+    """Two-sided, over all exchanges of the images."""
+    observed = abs(metric(b) - metric(a))
+    extreme = 0
+    for chosen in product((False, True), repeat=len(a)):
+        exchanged = np.reshape(chosen, (len(a),) + (1,) * (a.ndim - 1))
+        one, other = np.where(exchanged, a, b), np.where(exchanged, b, a)
+        extreme += abs(metric(one) - metric(other)) >= observed - 1e-12
+    return extreme / 2 ** len(a)
+
+
+@pytest.mark.parametrize("worse", [False, True])
+@pytest.mark.parametrize(("images", "seed"), [(4, 0), (6, 1), (8, 2)])
+def test_p_of_paired_is_that_of_all_exchanges(images: int, seed: int, worse: bool) -> None:
+    generator = np.random.default_rng(seed)
+    a = generator.random(images)
+    b = a + generator.normal(0.1, 0.2, images)
+    a, b = (b, a) if worse else (a, b)
+    assert paired(a, b, mean).p == pytest.approx(exact_p(a, b, mean), abs=0.015)
+
+
+@pytest.mark.parametrize("worse", [False, True])
+def test_paired_exchanges_whole_images_of_pooled_counts(worse: bool) -> None:
+    generator = np.random.default_rng(5)
+    sizes = generator.integers(5, 200, 7)
+    found = [generator.binomial(sizes, share) for share in (0.6, 0.75)]
+    a, b = (np.stack([tp, sizes // 4, sizes - tp], 1).astype(float) for tp in found)
+    a, b = (b, a) if worse else (a, b)
+    told = paired(a, b, pooled_dice)
+    assert (told.a, told.b) == (pooled_dice(a), pooled_dice(b))
+    assert told.low < told.b - told.a < told.high
+    exact = exact_p(a, b, pooled_dice)
+    assert told.p == pytest.approx(exact, abs=0.015) and 0.02 < exact < 0.9
 
 
 # ---- with the real trainer ----

@@ -246,6 +246,33 @@ def test_the_example_with_pruning_and_resume(here: Path) -> None:
     assert best["value"] > 0.8 and (here / "best_model/best_model_file.npz").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["masks beside", "classes", "select on test", "names"])
+def test_the_example_says_what_it_does_not_serve(here: Path, kind: str) -> None:
+    more: tuple[str, ...] = ("--select-on", "test")
+    if kind == "masks beside":
+        studies.make_class_folders(here / "beside")
+        more = ("--data", "beside")
+    elif kind == "names":
+        more = ()
+        for mask in list((here / "data").glob("*/targets/*")):
+            mask.rename(mask.with_stem(f"{mask.stem}_mask"))
+    elif kind == "classes":
+        (here / "labels.json").write_text('{"background": 0, "lesion": 255}')
+        more = ("--labels", "labels.json")
+    code, out, err = studies.typed_here(here, *options(EXAMPLE, "--num-trials", "3", *more))
+    assert code == 2 and "this example takes two values, masks apart named as the images" in err, (
+        out
+    )
+    assert not (here / "runs/s/trial-0001").exists() and "Traceback" not in out + err
+
+
+def test_the_example_is_as_long_as_the_contract_says() -> None:
+    lines = (studies.ROOT / "examples/my_train.py").read_text().splitlines()
+    contract = (studies.ROOT / "docs/contract.md").read_text()
+    assert f"in {sum(map(bool, lines))} lines of numpy" in contract
+
+
 def wait_for_epoch(run_folder: Path, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
