@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import shutil
 import signal
@@ -255,6 +256,10 @@ class Driver:
                 record.cause += f"; it said: {told}"
         else:
             state = TrialState.COMPLETE
+            if record.epochs < self.settings.num_epochs:
+                record.cause = (
+                    f"it ended after {record.epochs} of {self.settings.num_epochs} epochs"
+                )
         record.state = state.name
         if state == TrialState.FAIL:
             record.value, record.max_acc, record.epoch_max_acc = None, 0.0, 0
@@ -271,6 +276,9 @@ class Driver:
         """A trial's words, with the file that the user gave in place of the study's copy of it."""
         for source, target in [self.start.copy] if self.start.copy else []:
             text = text.replace(str(target), str(source))
+        if self.start.module_source and self.start.module:
+            copies = rf"{re.escape(str(self.folder))}/[^\s:,]*{re.escape(self.start.module.name)}"
+            text = re.sub(copies, lambda _: str(self.start.module_source), text)
         return text
 
     # ---- many trials ----

@@ -114,6 +114,7 @@ def container_arguments(
             "MPLCONFIGDIR": "/tmp/matplotlib",
             "XDG_CACHE_HOME": "/tmp/cache",
             "HF_HUB_OFFLINE": "1",
+            "PYTHONUNBUFFERED": "1",  # the last line that it says is the cause that is told
             **thread_limits(job.threads),
             # A script may import what lies beside it, as it does where it was written.
             **({"PYTHONSAFEPATH": ""} if job.command else {}),

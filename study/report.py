@@ -75,7 +75,25 @@ def _data_rows(dataset: Dataset, split: Split) -> list[tuple[str, str]]:
         ("Foreground", f"{sum(shares) / len(shares):.1%} of the pixels"),
         ("Predicting nothing scores", f"accuracy {nothing:.3f}, foreground Dice 0"),
         ("Images kept together", _groups(dataset, split)),
+        *_class_rows_of_parts(dataset, split),
     ]
+
+
+def _class_rows_of_parts(dataset: Dataset, split: Split) -> list[tuple[str, str]]:
+    """In how many images of each part a class is, where there are several."""
+    rows = []
+    train, test = dataset.train, dataset.test or dataset.train
+    for number, name in enumerate(dataset.masks.names[1:] if dataset.masks.outputs > 1 else ()):
+        told = []
+        for part, images in (("training", train), ("validation", train), ("test", test)):
+            names = set(getattr(split.parts, part))
+            if not names or (part == "test" and not dataset.test_has_truth):
+                continue
+            members = [n in names for n in images.names]
+            count = int(images.has_class[members, number].sum())
+            told.append(f"{count or 'NO'} {part}")
+        rows.append((f"Images with {name}", ", ".join(told)))
+    return rows
 
 
 def _mask_row(dataset: Dataset) -> tuple[str, str]:

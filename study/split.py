@@ -10,6 +10,8 @@ import random
 import re
 from pathlib import Path
 
+import numpy as np
+
 from study.dataset import Dataset, Images, twins
 from study.settings import Settings
 from trainer.data.split import Parts, Split, read_split
@@ -46,6 +48,13 @@ def group_keys(images: Images, group_by: str | None) -> list[str | None]:
     return [m and (m.group(1) if pattern.groups else m.group(0)) for m in matches]
 
 
+def _rarest(images: Images, group: list[int]) -> int | None:
+    """The class that the fewest images have, of those in a group; None of images without any."""
+    present = np.flatnonzero(images.has_class[group].any(axis=0))
+    counts = images.has_class.sum(axis=0)
+    return int(min(present, key=lambda number: counts[number])) if len(present) else None
+
+
 def draw(
     images: Images, group_by: str | None, seed: int, shares: dict[str, float]
 ) -> dict[str, list[str]]:
@@ -53,8 +62,10 @@ def draw(
     order = random.Random(f"split {seed}")
     groups = groups_of(images, group_by)
     parts: dict[str, list[int]] = {name: [] for name in shares}
-    for empty in (False, True):
-        stratum = [g for g in groups if bool(images.empty[g].all()) == empty]
+    classes = [_rarest(images, group) for group in groups]
+    for one in (*range(images.has_class.shape[1]), None):
+        empty = one is None
+        stratum = [g for g, own in zip(groups, classes, strict=True) if own == one]
         total = sum(len(g) for g in stratum)
         order.shuffle(stratum)
         for name, share in shares.items():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trainer import errors
 from trainer.errors import CAUSES, InputError, RmlError, nearest
-from trainer.events import EventLog, EventReader, plain
+from trainer.events import UNREADABLE, EventLog, EventReader, plain, read_event
 
 
 def test_events_come_back_in_order(tmp_path: Path) -> None:
@@ -116,3 +117,11 @@ def test_a_line_that_was_cut_off_is_removed_before_more_is_written(tmp_path: Pat
     log.close()
     assert [event["event"] for event in reader.new()] == ["start"]
     assert len(EventReader(path).new()) == 2
+
+
+@pytest.mark.parametrize("told", [["a", "b"], {"a": "b"}, 3])
+def test_dice_of_classes_that_is_none_is_unreadable(told: Any) -> None:
+    line = json.dumps({"event": "epoch", "epoch": 1, "accuracy": 0.5, "class_dice": told})
+    assert read_event(line)["event"] == UNREADABLE
+    good = json.dumps({"event": "epoch", "epoch": 1, "class_dice": {"a": 0.5, "b": None}})
+    assert read_event(good)["class_dice"] == {"a": 0.5, "b": None}

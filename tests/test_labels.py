@@ -102,3 +102,9 @@ def test_what_no_class_names_is_told(tmp_path: Path, content: Any, told: str) ->
         class_indices(image, labels(tmp_path, content), "mask_3.png")
     assert f"mask_3.png: holds what no class names: {told}" in str(caught.value)
     assert "cyst: " in caught.value.accepted
+
+
+def test_values_do_not_merge_colours(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0]]], np.uint8))
+    with pytest.raises(InputError, match="has colours, and --labels gives values"):
+        class_indices(image, labels(tmp_path, {"background": 0, "disc": 255}), "m.png")

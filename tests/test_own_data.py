@@ -58,6 +58,7 @@ def test_several_classes_by_name(tmp_path: Path) -> None:
     assert set(record["class_dice"]) == {"cyst", "tumour"} and record["loss"] == "nll"
     out = (tmp_path / "out.txt").read_text()
     assert "Test Dice of cyst" in out and "Validation Dice of tumour" in out
+    assert "Images with cyst" in out and "NO " not in out
     for probabilities in predicted(tmp_path).values():
         assert probabilities.shape == (3, 16, 16)
         np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -240,6 +241,46 @@ def test_a_checkpoint_that_is_damaged(model: Path, tmp_path: Path, use: Any) -> 
     save_checkpoint(tmp_path / "m.pt", content)
     with pytest.raises(InputError, match=r"m\.pt, use"):
         load_model(tmp_path / "m.pt")
+
+
+def test_flipped_bytes_and_weights_that_are_no_numbers(model: Path, tmp_path: Path) -> None:
+    data = bytearray((model / "best_model_file.pt").read_bytes())
+    at = len(data) // 2
+    data[at : at + 50] = bytes(byte ^ 255 for byte in data[at : at + 50])
+    (tmp_path / "flipped.pt").write_bytes(data)
+    with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+        load_model(tmp_path / "flipped.pt")
+    content = load_checkpoint(model / "best_model_file.pt")
+    next(iter(content["state"].values())).fill_(float("nan"))
+    save_checkpoint(tmp_path / "nan.pt", content)
+    with pytest.raises(InputError, match="are not numbers"):
+        load_model(tmp_path / "nan.pt")
+
+
+def test_pipes_and_folders_that_cannot_be_made(model: Path, images: Path, tmp_path: Path) -> None:
+    os.mkfifo(images / "pipe.png")
+    record = predict_folder(images, model, tmp_path / "out", "cpu")
+    assert [one.reason for one in record.skipped] == ["this is no plain file"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be a folder for results"):
+        predict_folder(images, model, tmp_path / "file/x", "cpu")
+
+
+@pytest.mark.slow
+def test_files_of_the_user_in_the_output_stay(model: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "trainer.log").write_text("mine")
+    given = ("predict", "new", "--out", "out", "--model", str(model), "--launcher", "process")
+    refused = studies.driver(tmp_path, *given)
+    assert refused.returncode == 2 and "holds other things: trainer.log" in refused.stderr
+    assert (out / "trainer.log").read_text() == "mine"
+    (out / "trainer.log").unlink()
+    folder = os.open(out, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    busy = studies.driver(tmp_path, *given)
+    os.close(folder)
+    assert busy.returncode == 2 and "another prediction writes into it" in busy.stderr
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a checkpoint"])

@@ -219,7 +219,7 @@ def test_the_example_with_pruning_and_resume(here: Path) -> None:
     """The README's line; Ctrl-C in the midst; then the rest, with hopeless trials pruned."""
     given = options(
         EXAMPLE,
-        *("--num-epochs", "60", "--num-trials", "9"),
+        *("--num-epochs", "200", "--num-trials", "9"),
         *("--lr-range-min", "1e-7", "--lr-range-max", "0.1"),
     )
     begun = subprocess.Popen(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import time
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return {"state": load_file(path)}
+        with zipfile.ZipFile(path) as archive:  # torch reads it without looking at checksums
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile("a checksum is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise

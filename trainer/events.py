@@ -127,6 +127,12 @@ def read_event(line: str) -> dict[str, Any]:
         value = event.get(key)
         if value is not None and (type(value) not in (int, float) or abs(value) > 1e15):
             return unreadable(f"{key} is not a number")
+    classes = event.get("class_dice")
+    if classes is not None and not (
+        isinstance(classes, dict)
+        and all(v is None or type(v) in (int, float) for v in classes.values())
+    ):
+        return unreadable("class_dice is no object of numbers")
     return event
 
 

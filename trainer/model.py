@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainer.config import Transform
 from trainer.data.images import image_array
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trainer.data.transforms import BatchTransform
     from trainer.networks.build import SegmentationNetwork
 
+Side = Annotated[int, Field(ge=1, le=20_000)]
 MODEL_FILE = "best_model_file.pt"
 
 
@@ -44,7 +45,7 @@ class Use(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[Side, Side] | None = None
     transforms: list[Transform] = []
     input_transforms: list[Transform] = []
     target_transforms: list[Transform] = []
@@ -155,7 +156,8 @@ def load_model(
         first = error.errors()[0]
         key = ".".join(str(part) for part in ("use", *first["loc"]))
         raise InputError(f"{file}, {key}", first["msg"], "a .pt of this program") from None
-    description = parse_network(checkpoint["network"], str(file))
+    # Its code lies beside it, whatever path it names.
+    description = parse_network(checkpoint["network"], str(file)).for_checkpoint()
     check_code(checkpoint, code_of(description, file), str(file))
     network = build(description, folder=file.parent, trust_code=trust_code)
     try:
@@ -163,6 +165,9 @@ def load_model(
     except (RuntimeError, TypeError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(str(file), f"does not fit its own network: {lines[-1].strip()}") from None
+    for name, value in network.body.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(str(file), f"its weights {name} are not numbers", "a whole checkpoint")
     data = Data(
         transforms=use.transforms,
         input_transforms=use.input_transforms,

@@ -163,4 +163,4 @@ def _network(config: Config, checkpoint: dict[str, Any], source: str) -> Network
     if "network" not in checkpoint:
         found = f"left out, and {source} does not describe its network"
         raise InputError("layers", found, "the network file of these weights")
-    return parse_network(checkpoint["network"], source)
+    return parse_network(checkpoint["network"], source).for_checkpoint()

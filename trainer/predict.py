@@ -114,6 +114,8 @@ def list_source(source: Path, out: Path) -> tuple[dict[str, Path], dict[str, str
             skipped[name] = "this is not an image (" + ", ".join(SUFFIXES) + ")"
         elif mask and path.with_name(mask[1]) in stems:
             skipped[name] = f"{IS_A_MASK} {mask[1]}"
+        elif path.exists() and not path.is_file():
+            skipped[name] = "this is no plain file"
         elif not _is_text(name):
             skipped[ascii(name)] = "its name is no UTF-8"
         else:
@@ -143,8 +145,12 @@ def check_output(
         raise InputError(str(out), "is not a folder", fix=fix)
     if out.resolve() == source.resolve():
         raise InputError(str(out), "is the folder of the images", fix=fix)
-    out.mkdir(parents=True, exist_ok=True)
-    names = sorted(path.name for path in out.iterdir())
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in out.iterdir())
+    except OSError as error:
+        found = f"cannot be a folder for results ({error.strerror})"
+        raise InputError(str(out), found, fix=fix) from None
     there = [n for n in names if n not in besides and not OF_THE_TRAINER.fullmatch(n)]
     if not there:
         return {}

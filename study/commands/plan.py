@@ -86,7 +86,8 @@ class Measured:
 
 def plan_study(settings: Settings, *, here: Path, console: Console) -> int:
     """Prints what the study would take, after one measured step in a folder that goes again."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     if settings.trial_command:
         found = "is not known: only the program's own trainer measures a step"
         raise InputError("--trial-command", found, "plan without it")

@@ -5,8 +5,11 @@ run_predict(Predict(source, model, out, …), console)  -> exit code
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +17,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from launchers import Job, Running
-from launchers.choice import choose_launcher
+from launchers.choice import Place, choose_launcher
 from launchers.run_folder import device_inside
 from study.interruption import Interrupted, Interruption
 from study.slots import choose_slot
 from trainer.errors import InputError, RmlError, printable
-from trainer.events import RUN_FILES, STDERR_FILE
+from trainer.events import METRICS_FILE, RUN_FILES, STDERR_FILE
 from trainer.files import read_text
 from trainer.model import model_file
 from trainer.networks.weights import sha256
@@ -59,9 +62,36 @@ def run_predict(asked: Predict, console: Console) -> int:
         found = "is a foreign image: it has no trainer.predict"
         raise InputError(f"--docker-image {asked.docker_image}", found, "an image by make image")
     new = not asked.out.exists()
-    check_output(asked.out, asked.source, sha256(file))
-    for name in RUN_FILES:  # of a run that was killed
-        (asked.out / name).unlink(missing_ok=True)
+    left = RUN_FILES if (asked.out / METRICS_FILE).exists() else ()  # by a run that was killed
+    check_output(asked.out, asked.source, sha256(file), left)
+    try:
+        with _alone(asked.out):
+            for name in left:
+                (asked.out / name).unlink(missing_ok=True)
+            return _run(asked, file, place, console)
+    finally:
+        if new and asked.out.exists() and not any(asked.out.iterdir()):
+            asked.out.rmdir()
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """No other prediction writes into the folder meanwhile; raises InputError where one does."""
+    folder = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(folder)
+        fix = "wait for it, or name another folder with --out"
+        raise InputError(str(out), "another prediction writes into it", fix=fix) from None
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
+def _run(asked: Predict, file: Path, place: Place, console: Console) -> int:
+    """Runs the prediction where trials run, and tells of it; the exit code."""
     slot = choose_slot(asked.gpu, asked.threads)
     # A container lets nothing out: there the code of a network of somebody's own may run.
     trusted = asked.trust_code or place.launcher.name == "docker"
@@ -93,8 +123,6 @@ def run_predict(asked: Predict, console: Console) -> int:
     finally:
         for name in RUN_FILES:
             (asked.out / name).unlink(missing_ok=True)
-        if new and asked.out.exists() and not any(asked.out.iterdir()):
-            asked.out.rmdir()
     if code == InputError.exit_code:
         raise InputError("", reason or errors)
     if code != 0:

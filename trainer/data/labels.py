@@ -98,7 +98,7 @@ def class_indices(image: Any, classes: Sequence[MaskClass], where: str) -> NDArr
     if classes[0].colours:
         found, indices = _by_colour(image, classes)
     else:
-        found, indices = _by_value(image, classes)
+        found, indices = _by_value(image, classes, where)
     if (indices == UNKNOWN).any():
         unknown, counts = np.unique(found[indices == UNKNOWN], return_counts=True)
         order = counts.argsort()[::-1][:5]
@@ -106,14 +106,23 @@ def class_indices(image: Any, classes: Sequence[MaskClass], where: str) -> NDArr
         told = ", ".join(f"{s} ({counts[i]} pixels)" for s, i in zip(shown, order, strict=True))
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         accepted = ", ".join(f"{c.name}: {_listed(c)}" for c in classes)
+        if image.mode == "P" and classes[0].values:
+            more += " (an image with a palette: the indices count)"
         raise InputError(where, f"holds what no class names: {told}{more}", accepted)
     return indices
 
 
-def _by_value(image: Any, classes: Sequence[MaskClass]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+def _by_value(
+    image: Any, classes: Sequence[MaskClass], where: str
+) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     from trainer.data.images import mask_array
 
     found = np.asarray(image) if image.mode == "P" else mask_array(image)
+    if image.mode not in ("1", "L", "LA", "P"):
+        rgb = np.asarray(image.convert("RGB"))
+        if (rgb != rgb[..., :1]).any():
+            found_colours = "has colours, and --labels gives values"
+            raise InputError(where, found_colours, 'colours in the labels file, like "#ff0000"')
     table = np.full(256, UNKNOWN, np.uint8)
     for index, one in enumerate(classes):
         table[one.values] = index
