@@ -170,6 +170,9 @@ def test_second_ctrl_c_ends_at_once(data: Path, tmp_path: Path) -> None:
     driver.send_signal(signal.SIGINT)
     driver.communicate(timeout=15)
     assert driver.returncode == 130
+    end = time.monotonic() + 5
+    while owner.alive(child) and time.monotonic() < end:  # killed, and not reaped yet
+        time.sleep(0.05)
     assert not owner.alive(child)
 
 
