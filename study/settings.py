@@ -122,7 +122,8 @@ class Settings:
         Data and network are compared by their content, and a split is drawn once.
         """
         fixed = {key: value for key, value in self.options().items() if key not in CHANGEABLE}
-        return {**fixed, "labels": [one.model_dump() for one in self.classes]}
+        named = [f"{c.name} {', '.join(map(str, c.values or c.colours))}" for c in self.classes]
+        return {**fixed, "labels": "; ".join(named) or None}
 
 
 def new_name() -> str:

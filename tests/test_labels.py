@@ -84,6 +84,8 @@ def test_masks_of_several_classes_are_united(tmp_path: Path) -> None:
         ({"a": 0, "b": [1, 0]}, "0 is a already"),
         ({"a": 0, "b": "#ffffff"}, "mixes values and colours"),
         ({"a": 0, " ": 1}, "a class has no name"),
+        ({"a": 0, "b\x1b[2J": 1}, "a class has no name that can be printed"),
+        ({"disc": 85, "background": 0}, "the background is not the first class"),
     ],
 )
 def test_a_wrong_file_is_told(tmp_path: Path, content: Any, told: str) -> None:

@@ -128,7 +128,7 @@ def load_weights(
             console.line(f"   Skipping layer {layer}: not found in model")
         console.line(f"   {line}")
     filled = sum(p.numel() for n, p in module.named_parameters() if fits(n))
-    share = filled / sum(p.numel() for p in module.parameters())
+    share = filled / max(1, sum(p.numel() for p in module.parameters()))
     if share < LEAST_FILLED:
         raise InputError(
             source,

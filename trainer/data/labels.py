@@ -56,9 +56,12 @@ def read_labels(path: str | Path) -> list[MaskClass]:
     owners: dict[int | str, str] = {}
     for name, told in content.items():
         values, colours, fault = _parsed(told)
-        if fault or not name.strip():
-            found = f"{fault or 'a class has no name'}"
-            faults.append(InputError(f"{where}, {name}", found, ACCEPTED))
+        if not name.strip() or not name.isprintable():
+            fault = "a class has no name that can be printed"
+        elif classes and name.lower() == "background":
+            fault = "the background is not the first class"
+        if fault:
+            faults.append(InputError(f"{where}, {name}", fault, ACCEPTED))
             continue
         keys: list[int | str] = [*values, *colours]
         for key in keys:
