@@ -165,6 +165,7 @@ def made_up(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [made_up, breast_set])
 def test_every_planted_fault_is_found_in_one_run(
     make: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
