@@ -95,8 +95,8 @@ def _run(asked: Predict, file: Path, place: Place, console: Console) -> int:
     slot = choose_slot(asked.gpu, asked.threads)
     # A container lets nothing out: there the code of a network of somebody's own may run.
     trusted = asked.trust_code or place.launcher.name == "docker"
-    command = [
-        *("python", "-m", "trainer.predict", str(asked.source), "--model", str(asked.model)),
+    module = [
+        *("trainer.predict", str(asked.source), "--model", str(asked.model)),
         *("--out", ".", "--in-run-folder", "--device", device_inside(slot.device)),
         *("--threads", str(slot.threads), *(["--trust-code"] if trusted else [])),
     ]
@@ -108,7 +108,7 @@ def _run(asked: Predict, file: Path, place: Place, console: Console) -> int:
         threads=slot.threads,
         inputs=(asked.source, *([asked.model] if asked.model.is_dir() else _files_of(file))),
         cores=slot.cores,
-        module=tuple(command[2:]),  # behind python -m
+        module=tuple(module),
     )
     console.print(f"{place.launcher.name}: {place.why}", markup=False, soft_wrap=True)
     try:
