@@ -11,38 +11,36 @@ against the working directory. Torch-free: the driver renders what the trainer r
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
-    field_validator,
+    WithJsonSchema,
     model_validator,
 )
 
 from trainer.errors import InputError, joined, nearest
 
-OPTIMIZERS = ("sgd", "rmsprop", "adagrad", "adam", "adamw")
-LOSSES = ("bce", "dice", "nll")
-LOSSES_OF_FOREGROUND = ("bce", "dice")
-LOSSES_OF_CLASSES = ("nll", "dice")
+OPTIMIZERS = ("sgd", "rmsprop", "adagrad", "adam", "adamw", "lars", "lamb", "hessian")
+LOSSES = ("bce", "dice", "nll", "mse", "jaccard", "focal", "lovasz")
+LOSSES_OF_FOREGROUND = ("bce", "dice", "jaccard", "focal", "lovasz", "mse")
+LOSSES_OF_CLASSES = ("nll", "dice", "jaccard", "focal", "lovasz", "bce", "mse")
 """Those for a network of one output, and for one that has an output a class."""
 
-SCHEDULES = ("exponential",)
-NOT_BUILT_YET: dict[str, tuple[str, ...]] = {
-    "optimizer": ("lars", "lamb", "hessian"),
-    "loss": ("mse", "jaccard", "focal", "lovasz"),
-    "lr_scheduler": ("step", "multistep", "warmup"),
-    "data type": ("labels", "numpy", "hdf5", "mnist"),
-    "transform": ("center_crop", "jitter_crop", "rotate", "convert_color", "random_patches"),
-}
-"""Names of the language that a later version will run."""
-
-OUT_OF_SCOPE = ("wasserstein", "yolov3", "burgers_pde", "poisson2d_pde", "poisson3d_pde")
+SCHEDULES = ("exponential", "step", "multistep", "warmup")
+DATA_TYPES = ("images", "labels", "numpy", "hdf5", "mnist")
+OUT_OF_SCOPE = (
+    *("wasserstein", "yolov3", "burgers_pde", "poisson2d_pde", "poisson3d_pde"),
+    "pde",
+)
+"""Names of the language for differential equations, GANs and object detection."""
 
 
 def known_name(kind: str, name: Any, built: tuple[str, ...]) -> str:
@@ -52,11 +50,17 @@ def known_name(kind: str, name: Any, built: tuple[str, ...]) -> str:
     lower = name.lower()
     if lower in built:
         return lower
-    if lower in NOT_BUILT_YET.get(kind, ()):
-        raise InputError(kind, f"'{name}' is not built yet", ", ".join(built))
     if lower in OUT_OF_SCOPE:
         raise InputError(kind, f"'{name}' is not in the scope of this program", ", ".join(built))
     raise InputError(kind, f"unknown name '{name}'{nearest(name, built)}", ", ".join(built))
+
+
+def _any_case(names: Sequence[str]) -> WithJsonSchema:
+    """In the JSON Schema: the names, which an editor offers, in any case."""
+    letters = "|".join("".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in n) for n in names)
+    return WithJsonSchema(
+        {"type": "string", "anyOf": [{"enum": list(names)}, {"pattern": f"^({letters})$"}]}
+    )
 
 
 def _one_of(kind: str, built: tuple[str, ...]) -> BeforeValidator:
@@ -83,34 +87,79 @@ class Checkpoints(Section):
     )
     interval: int = Field(1, ge=1, description="Epochs between two model_checkpoint files.")
     load: str | None = Field(
-        None, description="Weights to start from (.pt, .safetensors); parameters match by name."
+        None, description="Weights to start from (.pt, .safetensors, .h5 of Keras); by name."
     )
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Side = Annotated[int, Field(gt=0)]
+Sides = Annotated[list[Side], Field(min_length=2, max_length=2)]
+Degrees = Annotated[float, Field(ge=-180, le=180)]
+COLOUR_CONVERSIONS = (
+    *("BGR2RGB", "RGB2BGR", "BGR2GRAY", "RGB2GRAY", "GRAY2BGR", "GRAY2RGB"),
+    *("BGR2HSV", "RGB2HSV", "BGR2YCrCb", "RGB2YCrCb"),
+)
+ColourConversion = Annotated[str, AfterValidator(lambda name: _conversion(name))]
+
+
+def _conversion(name: str) -> str:
+    known = {one.lower(): one for one in COLOUR_CONVERSIONS}
+    if found := known.get(name.lower().removeprefix("color_")):
+        return found
+    hint = nearest(name, COLOUR_CONVERSIONS)
+    raise ValueError(f"unknown name '{name}'{hint}; accepted: {', '.join(COLOUR_CONVERSIONS)}")
+
+
+class RandomPatches(Section):
+    """Squares that are cut out of the input; the target is what was cut out, on black."""
+
+    number: int = Field(ge=1, description="Squares in an image.")
+    size: int = Field(ge=1, description="Their side in pixels.")
 
 
 class Transform(Section):
     """One entry of a list of transforms: an object with exactly one key."""
 
-    resize: (
-        Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=2, max_length=2)] | None
-    ) = Field(None, description="[width, height] in pixels; masks by the nearest pixel.")
-    normalize: dict[Literal["mean", "std"], float] | None = Field(
-        None, description="(x - mean) / std on values in [0, 1]; mean 0 and std 1 if left out."
+    resize: Sides | None = Field(
+        None, description="[width, height] in pixels; masks by the nearest pixel."
+    )
+    center_crop: Sides | None = Field(
+        None, description="[width, height] in pixels of the middle that is kept."
+    )
+    jitter_crop: Share | None = Field(
+        None,
+        description="Crops c * S / 2 off each end of a side S, c uniform in [0, this); brought "
+        "back to the size before, so that a batch has one size. Training only.",
     )
     random_horizontal_flip: Probability | None = Field(None, description="Probability.")
     random_vertical_flip: Probability | None = Field(None, description="Probability.")
-    random_rotate: Annotated[float, Field(ge=0, le=180)] | None = Field(
-        None, description="Rotation by up to this many degrees to either side."
+    random_zoom: Share | None = Field(
+        None, description="Zoom in by up to this share of the side length. Training only."
     )
-    random_zoom: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="Zoom in by up to this share of the side length."
+    rotate: Degrees | None = Field(
+        None, description="Rotation by so many degrees, clockwise; always."
+    )
+    random_rotate: Annotated[float, Field(ge=0, le=180)] | None = Field(
+        None, description="Rotation by up to this many degrees to either side. Training only."
+    )
+    convert_color: ColourConversion | None = Field(
+        None,
+        description="Name of OpenCV's conversion, like BGR2RGB; inputs only. Colours are in "
+        "OpenCV's order, BGR, until converted; a network file of ours gets RGB unasked.",
+    )
+    normalize: dict[Literal["mean", "std"], float] | None = Field(
+        None, description="(x - mean) / std on values in [0, 1]; mean 0 and std 1 if left out."
+    )
+    random_patches: RandomPatches | None = Field(
+        None,
+        description="{number, size}: self-supervised; the input loses so many squares, the target "
+        "is these squares on black, anew in each epoch.",
     )
     random_brightness: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="Adds up to this much, on values in [0, 1]; inputs only. Ours."
     )
-    random_contrast: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+    random_contrast: Share | None = Field(
         None, description="Scales the distance to the mean by 1 ± up to this; inputs only. Ours."
     )
 
@@ -129,36 +178,86 @@ class Transform(Section):
     def _one_known_key(cls, value: Any) -> Any:
         if not isinstance(value, dict) or len(value) != 1:
             raise ValueError('a transform is an object with one key, like {"resize": [256, 256]}')
-        name = next(iter(value))
-        if name in NOT_BUILT_YET["transform"]:
-            raise ValueError(f"'{name}' is not built yet; accepted: {', '.join(cls.model_fields)}")
+        if next(iter(value.values())) is None:
+            raise ValueError(f"'{next(iter(value))}' has no value")
         return value
 
 
-DataType = Annotated[Literal["images"], _one_of("data type", ("images",))]
+INPUT_TYPES = ("images", "numpy", "hdf5", "mnist")
+InputType = Annotated[str, _one_of("data type", INPUT_TYPES), _any_case(INPUT_TYPES)]
+TargetType = Annotated[str, _one_of("data type", DATA_TYPES), _any_case(DATA_TYPES)]
+Lengths = Annotated[list[Side], Field(min_length=1, max_length=3)]
+
+
+class Slicer(Section):
+    """One set of blocks that volumes are cut into. All lists have one number an axis, without the
+    channels."""
+
+    name: str | None = Field(
+        None, min_length=1, description="Of the dataset in hdf5_outfile; slices_1, … if left out."
+    )
+    sizes: Lengths = Field(description="Of a block, in voxels; an axis of size 1 is dropped.")
+    padding: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="Zeros on both ends of the volume; not together with padded_sizes."
+    )
+    padded_sizes: Lengths | None = Field(
+        None, description="Zeros around each block up to these sizes, the odd one at the end."
+    )
+    strides: Lengths | None = Field(
+        None, description="From block to block; sizes if left out, smaller ones overlap."
+    )
+    discard_remainders: bool = Field(
+        False, description="Leave out what is left at the end; else it is padded with zeros."
+    )
+    transpose: bool = Field(False, description="Swap the two axes of a flat block.")
+
+    @model_validator(mode="after")
+    def _one_number_an_axis(self) -> Slicer:
+        for name in ("padding", "padded_sizes", "strides"):
+            value = getattr(self, name)
+            if value is not None and len(value) != len(self.sizes):
+                raise ValueError(f"{name} has {len(value)} numbers, sizes has {len(self.sizes)}")
+        if self.padding is not None and self.padded_sizes is not None:
+            raise ValueError("padding and padded_sizes stand together; accepted: one of them")
+        if self.padded_sizes and any(
+            p < s for p, s in zip(self.padded_sizes, self.sizes, strict=True)
+        ):
+            raise ValueError("padded_sizes are smaller than sizes")
+        if self.transpose and sum(size > 1 for size in self.sizes) != 2:
+            raise ValueError("transpose needs sizes with two numbers above 1, a flat block")
+        return self
 
 
 class Data(Section):
     """Where images and masks are, how they are read, and what is done to them."""
 
-    type: DataType | None = Field(None, description="Kind of inputs and targets: images.")
-    input_type: DataType | None = Field(None, description="Kind of inputs.")
-    target_type: DataType | None = Field(None, description="Kind of targets.")
+    type: TargetType | None = Field(
+        None,
+        description="Kind of inputs and targets: images; numpy (.npy, .npz); hdf5; mnist (the "
+        "published IDX files). images if left out.",
+    )
+    input_type: InputType | None = Field(None, description="Kind of inputs, where they differ.")
+    target_type: TargetType | None = Field(
+        None,
+        description="Kind of targets, where they differ; labels: the class of an image is the "
+        "name of its folder.",
+    )
     input_path: str | None = Field(
-        None, description="Folder of training inputs; left out, nothing is trained."
+        None,
+        description="Folder of training inputs, read with its subfolders, or one .npy, .npz or "
+        ".h5 file; left out, nothing is trained.",
     )
     target_path: str | None = Field(
         None,
-        description="Folder of training targets (masks); the same as input_path where masks lie "
-        "beside their images.",
+        description="Training targets, likewise (masks); the same as input_path where masks lie "
+        "beside their images, or where an image is its own target.",
     )
     test_input_path: str | None = Field(
-        None, description="Folder of test inputs; left out, nothing is evaluated on it."
+        None, description="Test inputs, likewise; left out, nothing is evaluated."
     )
     test_target_path: str | None = Field(
         None,
-        description="Folder of test targets, or the same as test_input_path; left out, test "
-        "inputs are predicted only.",
+        description="Test targets, likewise; left out, test inputs are predicted only.",
     )
     test_output_path: str | None = Field(
         None, description="Folder for predictions, output_<epoch>.h5; left out, none are kept."
@@ -169,109 +268,208 @@ class Data(Section):
         "part `validation`, a run without training evaluates its part `test`; it also says what "
         "the values or colours of the masks mean. Ours.",
     )
-    batch_size: int = Field(64, ge=1, description="Images in a training batch.")
-    test_batch_size: int = Field(64, ge=1, description="Images in an evaluation batch.")
+    batch_size: int = Field(64, ge=1, description="Samples in a training batch.")
+    test_batch_size: int = Field(64, ge=1, description="Samples in an evaluation batch.")
     preload: bool = Field(False, description="Read everything first; ours does where it fits.")
     grayscale: bool = Field(False, description="One channel for inputs and targets.")
     input_grayscale: bool = Field(False, description="One channel for inputs.")
     target_grayscale: bool = Field(False, description="One channel for targets.")
     target_is_mask: bool = Field(False, description="Targets are masks: nearest interpolation.")
-    training_tag: str | None = Field(None, description="For labels from folder names; unused.")
-    test_tag: str | None = Field(None, description="For labels from folder names; unused.")
-    testing_tag: str | None = Field(None, description="Another spelling of test_tag; unused.")
+    training_tag: str | None = Field(
+        None,
+        description="For labels: the part of the path below which the folder of the class lies; "
+        "left out: input_path.",
+    )
+    test_tag: str | None = Field(None, description="The same for test inputs.")
+    testing_tag: str | None = Field(None, description="Another spelling of test_tag.")
     transforms: list[Transform] = Field(
         [],
-        description="For inputs and targets, each at most once. However they are listed: resize, "
-        "then flips, rotation and zoom as one resampling, then contrast and brightness, then "
-        "normalize. The random ones act in training only.",
+        description="For inputs and targets, in this order; those of images only. What turns, "
+        "flips or zooms is done as one resampling. The random ones act in training only.",
     )
     input_transforms: list[Transform] = Field([], description="For inputs only, after those.")
-    target_transforms: list[Transform] = Field([], description="For targets only.")
-    slicers: list[dict[str, Any]] = Field([], description="For volumes; unused with images.")
-    hdf5_outfile: str | None = Field(None, description="For volumes; unused with images.")
-    hdf5_precision: Literal["single", "half"] = Field("single", description="For volumes; unused.")
+    target_transforms: list[Transform] = Field([], description="For targets only, after those.")
+    slicers: list[Slicer] = Field(
+        [], description="For numpy and hdf5: the blocks that each array is cut into."
+    )
+    hdf5_outfile: str | None = Field(
+        None,
+        description="File for the prediction of whole arrays, put together from their blocks; "
+        "where blocks overlap, their mean.",
+    )
+    hdf5_precision: Literal["single", "half"] = Field(
+        "single", description="Of hdf5_outfile: 32 or 16 bit."
+    )
     domain_size: Any = Field(None, description="For differential equations; unused.")
     num_examples: Any = Field(None, description="For differential equations; unused.")
     num_test_examples: Any = Field(None, description="For differential equations; unused.")
     bc_frequency: Any = Field(None, description="For differential equations; unused.")
     bc_type: Any = Field(None, description="For differential equations; unused.")
 
-    @field_validator("transforms", "input_transforms", "target_transforms")
-    @classmethod
-    def _each_once(cls, transforms: list[Transform]) -> list[Transform]:
-        names = [transform.name for transform in transforms]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"'{name}' stands twice; accepted: each transform once")
-        return transforms
+    @property
+    def kinds(self) -> tuple[str, str]:
+        """Of inputs and targets: images, numpy, hdf5 or mnist, and labels for targets."""
+        inputs = self.input_type or self.type or "images"
+        default = "labels" if inputs == "mnist" else inputs
+        targets = self.target_type or (self.type if self.type != "mnist" else None) or default
+        return inputs, "labels" if targets == "mnist" else targets
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Data:
+        if self.type == "labels" and self.input_type is None:
+            raise ValueError(
+                "type: 'labels' is a kind of targets; accepted: target_type, beside input_type"
+            )
+        inputs, targets = self.kinds
+        if inputs == "images" and targets not in ("images", "labels"):
+            raise ValueError(f"inputs are images and targets {targets}; accepted: images, labels")
+        if inputs != "images" and targets == "images":
+            raise ValueError(f"inputs are {inputs} and targets images; accepted: numpy, hdf5")
+        for name in ("transforms", "input_transforms", "target_transforms"):
+            if inputs not in ("images", "mnist") and getattr(self, name):
+                raise ValueError(f"{name}: {inputs} takes none; they are of images")
+        if inputs in ("images", "mnist") and self.slicers:
+            raise ValueError(f"slicers: {inputs} takes none; they are of numpy and hdf5")
+        if self.hdf5_outfile and not self.slicers:
+            raise ValueError("hdf5_outfile puts blocks together, but there are no slicers")
+        return self
 
 
 class LearningRateSchedule(Section):
     """How the learning rate changes; stepped at the end of each epoch."""
 
-    type: Annotated[str, _one_of("lr_scheduler", SCHEDULES)] = Field(
-        description="exponential: times gamma after each epoch."
+    type: Annotated[str, _one_of("lr_scheduler", SCHEDULES), _any_case(SCHEDULES)] = Field(
+        description="Exponential: times gamma after each epoch. Step: times gamma after every "
+        "step_size epochs. MultiStep: times gamma after each epoch of milestones. Warmup: from "
+        "start_factor times the rate straight to the rate, in num_epochs."
     )
-    gamma: Annotated[float, Field(gt=0)] = Field(0.95, description="Factor of each epoch.")
+    gamma: Annotated[float, Field(gt=0)] = Field(
+        0.95, description="Exponential, Step, MultiStep: the factor."
+    )
+    step_size: int = Field(1, ge=1, description="Step: epochs from change to change.")
+    milestones: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="MultiStep: the epochs after which the rate changes."
+    )
+    num_epochs: int = Field(5, ge=1, description="Warmup: epochs until the whole rate is reached.")
+    start_factor: float = Field(0.1, gt=0, le=1, description="Warmup: share of the rate at first.")
     verbose: bool = Field(True, description="Print the rate when it changes.")
-    step_size: int | None = Field(None, description="For Step; unused.")
-    milestones: list[int] = Field([], description="For MultiStep; unused.")
-    num_epochs: int | None = Field(None, description="For Warmup; unused.")
-    start_factor: float | None = Field(None, description="For Warmup; unused.")
+
+    @model_validator(mode="after")
+    def _has_milestones(self) -> LearningRateSchedule:
+        if self.type == "multistep" and not self.milestones:
+            raise ValueError("MultiStep needs milestones, like [10, 20]")
+        return self
+
+
+OPTIMIZER_FIELDS: dict[str, tuple[str, ...]] = {
+    "sgd": ("learning_rate", "momentum", "dampening", "weight_decay", "nesterov"),
+    "rmsprop": ("learning_rate", "alpha", "eps", "weight_decay", "momentum", "centered"),
+    "adagrad": ("learning_rate", "lr_decay", "weight_decay"),
+    "adam": ("learning_rate", "beta1", "beta2", "weight_decay", "eps", "amsgrad"),
+    "adamw": ("learning_rate", "beta1", "beta2", "weight_decay", "eps", "amsgrad"),
+    "lars": ("learning_rate", "momentum", "dampening", "weight_decay", "nesterov", "eta"),
+    "lamb": ("learning_rate", "beta1", "beta2", "weight_decay", "eps"),
+    "hessian": (
+        *("learning_rate", "max_iterations", "max_func_eval"),
+        *("absolute_tolerance", "relative_tolerance"),
+    ),
+}
+"""The constants that act, for each optimizer, in the order of the log."""
+
+
+def _of(name: str) -> str:
+    """Which optimizers a constant is for, in words."""
+    return ", ".join(kind for kind, fields in OPTIMIZER_FIELDS.items() if name in fields)
 
 
 class Optimizer(Section):
     """The optimizer and its constants; each optimizer takes those that it knows."""
 
-    type: Annotated[str, _one_of("optimizer", OPTIMIZERS)] = Field(
+    type: Annotated[str, _one_of("optimizer", OPTIMIZERS), _any_case(OPTIMIZERS)] = Field(
         description=f"One of {', '.join(OPTIMIZERS)}, in any case."
     )
     learning_rate: float = Field(0.01, gt=0, description="For every optimizer 0.01 if left out.")
-    momentum: float = Field(0.0, ge=0, description="SGD, RMSprop.")
-    dampening: float = Field(0.0, description="SGD.")
-    nesterov: bool = Field(False, description="SGD.")
-    weight_decay: float = Field(0.0, ge=0, description="All; AdamW too starts from 0.")
-    lr_decay: float = Field(0.0, ge=0, description="Adagrad.")
-    beta1: float = Field(0.9, ge=0, lt=1, description="Adam, AdamW.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="Adam, AdamW.")
-    eps: float = Field(1e-8, gt=0, description="Adam, AdamW, RMSprop.")
-    amsgrad: bool = Field(False, description="Adam, AdamW.")
-    alpha: float = Field(0.99, ge=0, lt=1, description="RMSprop.")
-    centered: bool = Field(False, description="RMSprop.")
-    eta: float = Field(1e-3, description="For LARS; unused.")
-    max_iterations: int = Field(2000, description="For Hessian; unused.")
-    max_func_eval: int = Field(4000, description="For Hessian; unused.")
-    absolute_tolerance: float = Field(1e-8, description="For Hessian; unused.")
-    relative_tolerance: float = Field(1e-8, description="For Hessian; unused.")
-    lr_scheduler: LearningRateSchedule | None = Field(None, description="Left out: constant.")
+    momentum: float = Field(0.0, ge=0, description=f"For {_of('momentum')}.")
+    dampening: float = Field(0.0, description=f"For {_of('dampening')}.")
+    nesterov: bool = Field(False, description=f"For {_of('nesterov')}.")
+    weight_decay: float = Field(0.0, ge=0, description=f"For {_of('weight_decay')}.")
+    lr_decay: float = Field(0.0, ge=0, description=f"For {_of('lr_decay')}.")
+    beta1: float = Field(0.9, ge=0, lt=1, description=f"For {_of('beta1')}.")
+    beta2: float = Field(0.999, ge=0, lt=1, description=f"For {_of('beta2')}.")
+    eps: float = Field(1e-8, gt=0, description=f"For {_of('eps')}.")
+    amsgrad: bool = Field(False, description="For adam, adamw; lamb has none and refuses it.")
+    alpha: float = Field(0.99, ge=0, lt=1, description=f"For {_of('alpha')}.")
+    centered: bool = Field(False, description=f"For {_of('centered')}.")
+    eta: float = Field(1e-3, gt=0, description=f"For {_of('eta')}: the trust coefficient.")
+    max_iterations: int = Field(2000, ge=1, description="For hessian: most iterations in a batch.")
+    max_func_eval: int = Field(4000, ge=1, description="For hessian: most evaluations in a batch.")
+    absolute_tolerance: float = Field(
+        1e-8, ge=0, description="For hessian: a gradient this small ends a batch."
+    )
+    relative_tolerance: float = Field(
+        1e-8, ge=0, description="For hessian: a step or change this small ends a batch."
+    )
+    lr_scheduler: LearningRateSchedule | list[LearningRateSchedule] | None = Field(
+        None, description="One, or a list whose factors are multiplied; left out: constant."
+    )
+
+    @property
+    def schedules(self) -> list[LearningRateSchedule]:
+        """The schedules, none for a constant rate."""
+        if self.lr_scheduler is None:
+            return []
+        return self.lr_scheduler if isinstance(self.lr_scheduler, list) else [self.lr_scheduler]
 
     @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> Optimizer:
-        if self.type == "sgd" and self.nesterov and (self.momentum == 0 or self.dampening != 0):
+    def _constants_fit(self) -> Optimizer:
+        momentary = self.type in ("sgd", "lars") and self.nesterov
+        if momentary and (self.momentum == 0 or self.dampening != 0):
             raise ValueError("nesterov needs a momentum above 0 and dampening 0")
+        if self.type == "lamb" and self.amsgrad:
+            raise ValueError("lamb has no amsgrad; leave it out")
         return self
+
+
+LOSS_FIELDS: dict[str, tuple[str, ...]] = {
+    "bce": ("source", "weight"),
+    "dice": ("source", "weight", "ignore_index", "eps"),
+    "nll": ("source", "weight", "ignore_index"),
+    "mse": ("source", "weight"),
+    "jaccard": ("source", "weight", "ignore_index", "eps"),
+    "focal": ("source", "weight", "ignore_index", "gamma"),
+    "lovasz": ("source", "ignore_index"),
+}
+"""The keys that act, for each loss."""
 
 
 class Loss(Section):
     """What training makes small."""
 
-    function: Annotated[str, _one_of("loss", LOSSES)] = Field(
+    function: Annotated[str, _one_of("loss", LOSSES), _any_case(LOSSES)] = Field(
         description=f"One of {', '.join(LOSSES)}, in any case."
     )
     source: Literal["sigmoid", "softmax", "log_softmax"] | None = Field(
-        None, description="What the output already is; it must fit the network's activation."
+        None,
+        description="What the output already is; left out: what the network ends in. Of a network "
+        "that ends in none of these, what its output is to be taken for.",
     )
-    weight: list[float] | None = Field(None, description="For NLL; not built yet.")
-    ignore_index: int | None = Field(None, description="For NLL; not built yet.")
-    eps: float = Field(1e-7, gt=0, description="Dice: keeps an empty batch finite.")
+    weight: list[Annotated[float, Field(ge=0)]] | None = Field(
+        None, description="One number a class: how much it counts."
+    )
+    ignore_index: int | None = Field(
+        None, description="nll, dice, jaccard, focal, lovasz: targets of this class do not count."
+    )
+    eps: float = Field(1e-7, gt=0, description="dice, jaccard: keeps an empty batch finite.")
+    gamma: float = Field(
+        2.0, ge=0, description="focal: how much easy pixels count less; 0 is cross-entropy. Ours."
+    )
     diffusion_coeff: float = Field(0.0, description="For differential equations; unused.")
     boundary_factor: float = Field(1.0, description="For differential equations; unused.")
 
     @model_validator(mode="after")
-    def _no_class_is_weighted(self) -> Loss:
-        for name in ("weight", "ignore_index"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"'{name}' with {self.function} is not built yet; leave it out")
+    def _weighs_something(self) -> Loss:
+        if self.weight is not None and (not self.weight or not any(self.weight)):
+            raise ValueError("weight: no class counts")
         return self
 
 
@@ -283,7 +481,9 @@ class Config(Section):
     )
     num_epochs: int = Field(1, ge=1, description="Epochs of this run.")
     layers: str | list[dict[str, Any]] | None = Field(
-        None, description="Network file; without training the checkpoint knows it."
+        None,
+        description="Network file, ours or a Keras model as JSON, or its layers as a list; without "
+        "training the checkpoint knows it.",
     )
     debug: bool = Field(False, description="Accepted; unused.")
     debug_interval: int | None = Field(None, description="Accepted; unused.")
@@ -401,7 +601,8 @@ def _check_phases(config: Config, path: str) -> None:
     if config.trains:
         needed = {"layers": config.layers, "optimizer": config.optimizer, "loss": config.loss}
         missing = [key for key, value in needed.items() if value is None]
-        missing += ["data.target_path"] if data.target_path is None else []
+        named = data.kinds[1] == "labels"  # targets are in the names of folders, or beside
+        missing += ["data.target_path"] if data.target_path is None and not named else []
         if missing:
             raise InputError(
                 path, f"training needs {', '.join(missing)}", fix="add what is missing"
