@@ -530,6 +530,9 @@ def read_json(path: str | Path, what: str) -> Any:
             "a JSON object",
             "look for a missing comma, bracket or quote just before that place",
         ) from None
+    except (RecursionError, ValueError) as error:
+        told = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+        raise InputError(str(path), f"the {what} cannot be read: {told}", "a JSON object") from None
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:

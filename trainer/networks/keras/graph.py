@@ -370,10 +370,7 @@ def _chained(entries: list[_Entry], where: str) -> list[_Entry]:
     for entry in entries[1:]:
         if entry.class_name == "InputLayer":
             raise InputError(entry.where, "stands after the first layer", "one input")
-    following = [
-        replace(entry, inputs=(before.name,))
-        for before, entry in pairwise(entries)
-    ]
+    following = [replace(entry, inputs=(before.name,)) for before, entry in pairwise(entries)]
     return [entries[0], *following]
 
 

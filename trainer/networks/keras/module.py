@@ -112,7 +112,7 @@ def _built(node: Node) -> nn.Module:
     assert node.layer.build
     with torch.device("meta"):  # its own initialisation would be thrown away
         module: nn.Module = node.layer.build()
-    module.to_empty(device="cpu")
+    module.to_empty(device=torch.get_default_device())
     for buffer in module.buffers():
         buffer.zero_()
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -7,14 +7,11 @@ the same at the root), through `layer_names` and `weight_names`, and `.weights.h
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.errors import InputError
-from trainer.networks.keras.graph import Graph, Node, escaped
 from trainer.networks.keras.layers import Parameter
 
 
