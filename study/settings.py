@@ -22,7 +22,7 @@ from trainer.errors import InputError, nearest
 from trainer.networks.description import Network, check_size, read_network
 
 PROGRAM_FOLDER = Path(__file__).resolve().parent.parent
-CHECKPOINT_SUFFIXES = (".pt", ".safetensors")
+CHECKPOINT_SUFFIXES = (".pt", ".safetensors", ".h5", ".hdf5")
 CHOICES = {
     "launcher": ("auto", "docker", "process"),
     "select-on": ("validation", "test"),
@@ -226,13 +226,9 @@ def check_weights(value: str, transfer_learning: str) -> str:
         return given.lower()
     option = "--transfer-learning" if transfer_learning else "--weights"
     path = Path(given)
-    if path.suffix.lower() in (".h5", ".hdf5"):
-        raise InputError(
-            option, "Keras weights (.h5) are not built yet", "a .pt or .safetensors file"
-        )
     if not path.is_file():
         hint = nearest(given, ("auto", "imagenet", "none")) if not transfer_learning else ""
-        accepted = "a file (.pt, .safetensors)" + (
+        accepted = "a file (.pt, .safetensors, .h5)" + (
             "" if transfer_learning else ", auto, imagenet, none"
         )
         raise InputError(option, f"there is no file '{given}'{hint}", accepted)
