@@ -39,7 +39,8 @@ DEEPEST = 20
 
 MOST_LAYERS = 20_000
 TRIED_SIZES = (513, 515, 1001)
-LARGEST_DIVISOR = 256
+DIVISORS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 768)
+"""Tried one after the other: halvings, and the pools of PSPNet."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Graph:
 
     @cached_property
     def _keeps_sizes(self) -> bool:
-        large = (4 * LARGEST_DIVISOR,) * self.dimensions
+        large = (1024,) * self.dimensions
         if not self.is_image:
             return False
         if not self.fits(large):
@@ -170,15 +171,13 @@ class Graph:
     @cached_property
     def divisor(self) -> int | None:
         """Sides must be multiples of this; None for a network of one size (or vectors)."""
-        divisor = 1
-        while self.dimensions and divisor <= LARGEST_DIVISOR:
+        for divisor in DIVISORS if self.dimensions else ():
             sizes = [(divisor * side,) * self.dimensions for side in TRIED_SIZES]
             last = self.nodes[-1].name
             if all(self.fits(size) for size in sizes) and (
                 not self._keeps_sizes or all(self.shapes(s)[last][:-1] == s for s in sizes)
             ):
                 return divisor
-            divisor *= 2
         return None
 
     def multiply_adds(self, size: Sequence[int]) -> int:
@@ -330,9 +329,8 @@ def _entry(layer: Any, number: int, where: str) -> _Entry:
     if not isinstance(name, str) or not name or not name.isprintable():
         raise InputError(f"{place} ({short(kind)}), name", f"found {shown(name)}", "a text")
     place = f"{where}, layer '{short(name)}' ({short(kind)})"
-    for key in layer:
-        if key not in OUTER:
-            hint = nearest(key, OUTER)
+    for key in layer:  # others than ours are somebody's notes, misspelt ones are not
+        if key not in OUTER and (hint := nearest(key, OUTER)):
             raise InputError(place, f"unknown key '{short(key)}'{hint}", ", ".join(OUTER[:4]))
     if kind in MODELS:
         raise InputError(place, "is a network inside of a network", "layers alone")

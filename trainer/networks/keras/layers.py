@@ -729,6 +729,7 @@ def _instance_norm(o: Options, inputs: Sequence[Shape]) -> Layer:
     if len(shape) < 2:
         raise o.fault("", f"its input has the shape {shape_text(shape)}", "an image")
     _last_axis(o, shape)
+    o.channels_last()
     o.must_be("track_running_stats", False)
     o.number("momentum", 0.1, 0.0, 1.0)
     epsilon = o.number("epsilon", 1e-3, 0.0)

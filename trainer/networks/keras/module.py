@@ -7,13 +7,15 @@ sigmoid, softmax or log_softmax, which `Graph.activation` names.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from trainer.networks.keras.activations import LINEAR, Activation
+from trainer.errors import OutOfMemory
+from trainer.networks.keras.activations import ACTIVATIONS, LINEAR, Activation
 from trainer.networks.keras.graph import Graph, Node, escaped, folded
 from trainer.networks.keras.initial import Initial
 from trainer.networks.keras.layers import Layer
@@ -43,6 +45,7 @@ class KerasNetwork(nn.Module):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
+        _check_memory(graph)
         nodes = folded(graph)
         self.steps = _steps(graph, nodes)
         self.source, self.result = nodes[0].name, nodes[-1].name
@@ -78,6 +81,15 @@ class KerasNetwork(nn.Module):
         return self
 
 
+def _check_memory(graph: Graph) -> None:
+    """Raises OutOfMemory before anything is allocated: a machine that lends out memory which it
+    does not have would kill the program later."""
+    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if (needs := 4 * graph.parameters) > has:
+        found = f"{graph.name} has {graph.parameters:,} parameters"
+        raise OutOfMemory(f"{found}, {needs / 1e9:,.0f} GB; this machine has {has / 1e9:,.0f} GB")
+
+
 def _steps(graph: Graph, nodes: tuple[Node, ...]) -> tuple[Step, ...]:
     users = Counter(name for node in nodes for name in node.inputs)
     last_use = {name: node.name for node in nodes for name in node.inputs}
@@ -96,16 +108,10 @@ def _steps(graph: Graph, nodes: tuple[Node, ...]) -> tuple[Step, ...]:
                 node.layer,
                 activation,
                 tuple(name for name in dict.fromkeys(node.inputs) if last_use[name] == node.name),
-                owner.fresh and alone and activation.name == "relu" and _plain(activation),
+                owner.fresh and alone and activation is ACTIVATIONS["relu"],
             )
         )
     return tuple(made)
-
-
-def _plain(activation: Activation) -> bool:
-    from trainer.networks.keras.activations import ACTIVATIONS
-
-    return activation is ACTIVATIONS["relu"]
 
 
 def _built(node: Node) -> nn.Module:

@@ -91,6 +91,8 @@ class Options:
         self, key: str, default: float | None, least: float = -math.inf, most: float = math.inf
     ) -> float:
         value = self.value(key, default)
+        if isinstance(value, dict) and value.get("type") == "ndarray":  # Keras 2.1's numpy scalars
+            value = value.get("value")
         plain = isinstance(value, int | float) and not isinstance(value, bool)
         if not plain or not math.isfinite(float_of(value)) or not least <= value <= most:
             bounds = "a number" if least == -math.inf else f"a number from {least:g}"
