@@ -16,7 +16,7 @@ from torch import nn
 
 from trainer.data.cache import ImageSet
 from trainer.data.transforms import BatchTransform
-from trainer.device import autocast, memory_layout, on_device
+from trainer.device import autocast, in_layout, on_device
 
 MOST_IMAGES = 256
 
@@ -58,7 +58,7 @@ def refresh_batch_norm(
             raw, _ = images.batch(indices)
             inputs = transform.inputs(on_device(raw, device))
             with autocast(device):
-                network(inputs.contiguous(memory_format=memory_layout(device)))
+                network(in_layout(inputs, device))
     for layer, momentum, batches in zip(layers, momenta, seen, strict=True):
         layer.momentum = momentum
         layer.num_batches_tracked.fill_(batches)

@@ -173,6 +173,21 @@ class Transform(Section):
         """The value of the one key."""
         return getattr(self, self.name)
 
+    @property
+    def fixed(self) -> bool:
+        """Whether it does the same to every sample, in predictions too."""
+        return self.name in ("resize", "center_crop", "rotate", "convert_color", "normalize")
+
+    @property
+    def told(self) -> str:
+        """The value as a log tells it."""
+        value = self.value.model_dump() if isinstance(self.value, BaseModel) else self.value
+        if not isinstance(value, dict):
+            return str(value)
+        if self.name == "normalize":
+            value = {"mean": 0, "std": 1, **value}
+        return ", ".join(f"{key}: {number:g}" for key, number in value.items())
+
     @model_validator(mode="before")
     @classmethod
     def _one_known_key(cls, value: Any) -> Any:
@@ -433,8 +448,8 @@ class Optimizer(Section):
 LOSS_FIELDS: dict[str, tuple[str, ...]] = {
     "bce": ("source", "weight"),
     "dice": ("source", "weight", "ignore_index", "eps"),
-    "nll": ("source", "weight", "ignore_index"),
-    "mse": ("source", "weight"),
+    "nll": ("weight", "ignore_index"),
+    "mse": ("weight",),
     "jaccard": ("source", "weight", "ignore_index", "eps"),
     "focal": ("source", "weight", "ignore_index", "gamma"),
     "lovasz": ("source", "ignore_index"),

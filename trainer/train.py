@@ -29,10 +29,11 @@ from trainer.data.cache import ImageSet
 from trainer.data.folders import Pair
 from trainer.data.order import batch_seed, epoch_order
 from trainer.data.transforms import BatchTransform
+from trainer.data.samples import Samples, open_samples
 from trainer.device import (
     autocast,
     device_label,
-    memory_layout,
+    in_layout,
     on_device,
     open_device,
     peak_memory_bytes,
@@ -45,17 +46,23 @@ from trainer.losses import LossFunction, build_loss
 from trainer.networks.build import SegmentationNetwork, build, parameter_counts
 from trainer.networks.description import check_size
 from trainer.networks.weights import find_weights, sha256
-from trainer.optimizers import build_optimizer
-from trainer.outputs import TextLogs, print_settings
+from trainer.optimizers import build_optimizer, step
+from trainer.outputs import (
+    Clock,
+    TextLogs,
+    print_data,
+    print_network,
+    print_settings,
+    printed_batches,
+)
 from trainer.parts import Parts, Usage, open_parts, usage_of
-from trainer.prediction_file import PredictionFile
+from trainer.prediction_file import open_sink
 from trainer.schedules import build_schedule
 from trainer.stopping import StopRequest
 
 FLUSH_SECONDS = 1.0
 """Losses leave the device at most this often: each look makes a GPU wait."""
 
-PRINTED_LINES = 100
 SCORES = ("accuracy", "foreground_dice", "iou", "class_dice")
 """What an epoch's event tells of its evaluation."""
 
@@ -84,6 +91,7 @@ class Work:
     config: Config
     run: Run
     parts: Parts
+    usage: Usage
     network: SegmentationNetwork
     device: torch.device
     transform: BatchTransform
@@ -113,23 +121,31 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     trusted = this.trust_code or config.layers is not None
     folder = Path(usage.source).absolute().parent
     network = build(usage.network, weights, folder=folder, trust_code=trusted)
+    print_network(usage.network.label, network, device, console)
     filled = 1.0
     if last:
         network.body.load_state_dict(last["state"])
     elif config.checkpoints.load:
-        console.line(f"Loading model checkpoint from file: {config.checkpoints.load}")
-        filled = load_weights(network.body, usage.checkpoint["state"], config, console)
+        filled = load_weights(network.body, usage.checkpoint, config, console)
     network = placed(network, device)
     if usage.size:
         network.check(usage.size)
     if this.checkpoints and code:
         put_beside(this.checkpoints, code)
     started_from = last["origin"]["weights"] if last else _started_from(config, weights, filled)
-    classes = usage.network.classes
-    loss = build_loss(config.loss, classes) if config.loss else None
-    transform = BatchTransform(usage.data, classes)
-    work = Work(config, this, parts, network, device, transform, loss)
-    print_settings(config, usage, parts, network, device_label(device), started_from, console)
+    console.line(f"   Weights: {started_from}")
+    loss = None
+    if config.loss:
+        outputs, end = usage.network.classes, usage.network.activation
+        loss = build_loss(config.loss, outputs, usage.aim.task, end)
+    transform = BatchTransform(usage.data, usage.aim.task, usage.order)
+    work = Work(config, this, parts, usage, network, device, transform, loss)
+    print_settings(config, console)
+    for note in parts.notes:
+        console.line(note)
+    print_data(config, usage, parts, console)
+    if device.type == "cuda":
+        console.line("*** CUDA available! Will train on GPU ***")
     this.events.write(
         "start",
         schema_version=SCHEMA_VERSION,
@@ -144,7 +160,9 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     )
     training = _images(parts.training, usage, work)
     evaluation = _images(parts.evaluation, usage, work)
-    masks = OwnSizeMasks(evaluation, device) if evaluation and evaluation.has_targets else None
+    masks = None
+    if isinstance(evaluation, ImageSet) and evaluation.own_size_comparable:
+        masks = OwnSizeMasks(evaluation, device)
 
     # ---- evaluation alone ----
     if training is None:
@@ -158,7 +176,8 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     # ---- optimizer ----
     assert config.optimizer
     optimizer = build_optimizer(network.parameters(), config.optimizer)
-    schedule = build_schedule(optimizer, config.optimizer.lr_scheduler)
+    schedules = config.optimizer.schedules if config.optimizer.type != "hessian" else []
+    schedule = build_schedule(optimizer, schedules)
 
     # ---- resume ----
     progress = Progress()
@@ -213,7 +232,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
                 saver.best()
             this.events.write("epoch", **event)
             saver.now_and_then()
-            if schedule and config.optimizer.lr_scheduler and config.optimizer.lr_scheduler.verbose:
+            if any(one.verbose for one in schedules):
                 console.line(f"Learning rate: {optimizer.param_groups[0]['lr']:.6g}")
             console.rule()
             this.stop.check()
@@ -292,30 +311,32 @@ def _gradient_norm(network: nn.Module) -> Tensor:
 
 def train_epoch(
     work: Work,
-    images: ImageSet,
+    samples: Samples,
     optimizer: torch.optim.Optimizer,
     epoch: int,
     logs: TextLogs,
     saver: Saver,
     progress: Progress,
 ) -> float:
-    """One pass over the training images, or what is left of it; the mean loss of its images."""
-    network, run, batch_size = work.network, work.run, work.config.data.batch_size
-    batches = math.ceil(len(images) / batch_size)
-    printed = {math.ceil(k * batches / PRINTED_LINES) for k in range(1, PRINTED_LINES + 1)}
+    """One pass over the training samples, or what is left of it; the mean loss of its samples."""
+    network, run, config = work.network, work.run, work.config
+    planned = [len(one) for one in batches_of(work, samples, epoch)]
+    printed = printed_batches(len(planned))
     waiting: list[Tensor] = []
     told = progress.losses
+    clock = Clock()
 
     def flush() -> None:
         """Brings the waiting losses from the device in one go, prints and checks them."""
         for value, norm in torch.stack(waiting).tolist() if waiting else []:
-            told.append((min(batch_size, len(images) - len(told) * batch_size), value))
+            told.append((planned[len(told)], value))
             batch = len(told)
             logs.train(epoch, batch, value, norm)
             if batch in printed:
                 run.console.line(
-                    f"Train Epoch [{epoch:3d}/{work.config.num_epochs:3d}] : Batch "
-                    f"[{batch:5d}/{batches:5d}] (Loss = {value:.4f}; |g| = {norm:.4f})"
+                    f"Train Epoch [{epoch:3d}/{config.num_epochs:3d}] : Batch "
+                    f"[{batch:5d}/{len(planned):5d}] (Loss = {value:.4f}; |g| = {norm:.4f}) "
+                    f"[{clock}]"
                 )
             if not math.isfinite(value):
                 raise NotANumber(f"the loss is {value} at epoch {epoch}, batch {batch}")
@@ -325,16 +346,28 @@ def train_epoch(
 
     network.train()
     flushed = time.monotonic()
-    for inputs, targets in _steps(work, images, epoch, batch_size, done=len(told)):
-        with autocast(work.device):
-            logits = network(inputs)
-        assert work.loss
-        loss = work.loss(logits, targets)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = _gradient_norm(network)
-        optimizer.step()
-        waiting.append(torch.stack([loss.detach(), norm]))
+    for inputs, targets, number in _steps(work, samples, epoch, done=len(told)):
+        clock.data()
+
+        def compute(inputs: Tensor = inputs, targets: Tensor = targets, n: int = number) -> Tensor:
+            if isinstance(optimizer, torch.optim.LBFGS):  # one batch, one function
+                torch.manual_seed(n)
+                run.stop.check()
+            with autocast(work.device):
+                logits = network(inputs)
+            assert work.loss
+            loss = work.loss(logits, targets)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            return loss
+
+        try:
+            loss = step(optimizer, compute, again=len(planned) == 1)
+        except Stopped:  # in the middle of a step, which is undone
+            flush()
+            raise
+        waiting.append(torch.stack([loss.detach(), _gradient_norm(network)]))
+        clock.compute()
         if run.stop.asked():
             flush()
             raise Stopped(run.stop.reason)
@@ -343,30 +376,27 @@ def train_epoch(
             saver.now_and_then()
             flushed = time.monotonic()
     flush()
-    return sum(n * value for n, value in told) / len(images)
+    return sum(n * value for n, value in told) / len(samples)
 
 
-def _evaluate(work: Work, images: ImageSet, masks: OwnSizeMasks | None, epoch: int) -> Evaluation:
+def _evaluate(work: Work, samples: Samples, masks: OwnSizeMasks | None, epoch: int) -> Evaluation:
     """Scores, and predictions where the configuration asks for them."""
 
-    def scored(sink: PredictionFile | None) -> Evaluation:
-        return evaluate(
+    with open_sink(work.config.data, epoch, samples, work.usage.masks) as sink:
+        evaluation = evaluate(
             work.network,
-            images,
+            samples,
             work.transform,
             work.device,
             work.config.data.test_batch_size,
-            loss=work.loss if images.has_targets else None,
+            work.usage.aim,
+            loss=work.loss if samples.has_targets else None,
             masks=masks,
             sink=sink,
             console=work.run.console,
             epochs=(epoch, work.config.num_epochs),
             check=work.run.stop.check,
         )
-
-    if not work.config.data.test_output_path:
-        return scored(None)
-    with PredictionFile(work.config.data, epoch, images.masks) as sink:
-        evaluation = scored(sink)
-    work.run.console.line(f"Predictions are in {sink.path}")
+    if sink is not None:
+        work.run.console.line(f"Predictions are in {sink.path}")
     return evaluation
