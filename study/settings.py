@@ -42,6 +42,7 @@ CHANGEABLE = (
     "timeout",
     "keep-checkpoints",
 )
+USUAL_LOSSES, USUAL_LOSSES_OF_CLASSES = ("bce", "dice"), ("nll", "dice")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -161,10 +162,10 @@ def check_names(option: str, kind: str, text: str) -> tuple[str, ...]:
 
 
 def check_losses(text: str | None, classes: Sequence[MaskClass]) -> tuple[str, ...]:
-    """The losses that trials choose from: all that fit the classes, or some of them."""
+    """The losses that trials choose from: the usual two, or those of `text` that fit."""
     fitting = LOSSES_OF_CLASSES if len(classes) > 2 else LOSSES_OF_FOREGROUND
     if text is None:
-        return fitting
+        return USUAL_LOSSES_OF_CLASSES if len(classes) > 2 else USUAL_LOSSES
     names = check_names("loss", "loss", text)
     for name in names:
         if name not in fitting:

@@ -49,6 +49,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", help="configuration file (JSON)")
     what.add_argument("--describe", metavar="LAYERS", help="print what a network file describes")
+    what.add_argument("--check", metavar="CONFIG", help="print which keys of a configuration act")
+    schema = "print the JSON Schema of configurations"
+    what.add_argument("--schema", action="store_true", help=schema)
     parser.add_argument("--app", default="dnn", help="kind of run: dnn (default)")
     parser.add_argument("--run-folder", help="work in this folder and write events there too")
     resume = "go on from last.pt of the run folder, anew where there is none; appends to its files"
@@ -127,6 +130,22 @@ def describe(path: str) -> int:
     return 0
 
 
+def explain(check: str | None) -> int:
+    """Prints which keys of the configuration `check` act, or without one the JSON Schema."""
+    from trainer.explain import schema, told
+
+    if check is None:
+        print(json.dumps(schema(), indent=1))
+        return 0
+    try:
+        lines = list(told(load_config(check)))
+    except RmlError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    print("\n".join(lines))
+    return 0
+
+
 def limit_threads(threads: int | None) -> None:
     """Tells OpenMP its threads, and to sleep soon where they wait for each other.
 
@@ -184,6 +203,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when torch and the networks are imported
     if options.describe:
         return describe(options.describe)
+    if options.check or options.schema:
+        return explain(options.check)
     folder: Path | None = None
     console = Console()
     events = EventLog(None)

@@ -121,6 +121,8 @@ class RandomPatches(Section):
 class Transform(Section):
     """One entry of a list of transforms: an object with exactly one key."""
 
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
     resize: Sides | None = Field(
         None, description="[width, height] in pixels; masks by the nearest pixel."
     )
@@ -376,6 +378,12 @@ class LearningRateSchedule(Section):
         return self
 
 
+SCHEDULE_FIELDS: dict[str, tuple[str, ...]] = {
+    "exponential": ("gamma",),
+    "step": ("gamma", "step_size"),
+    "multistep": ("gamma", "milestones"),
+    "warmup": ("num_epochs", "start_factor"),
+}
 OPTIMIZER_FIELDS: dict[str, tuple[str, ...]] = {
     "sgd": ("learning_rate", "momentum", "dampening", "weight_decay", "nesterov"),
     "rmsprop": ("learning_rate", "alpha", "eps", "weight_decay", "momentum", "centered"),
@@ -385,11 +393,11 @@ OPTIMIZER_FIELDS: dict[str, tuple[str, ...]] = {
     "lars": ("learning_rate", "momentum", "dampening", "weight_decay", "nesterov", "eta"),
     "lamb": ("learning_rate", "beta1", "beta2", "weight_decay", "eps"),
     "hessian": (
-        *("learning_rate", "max_iterations", "max_func_eval"),
+        *("max_iterations", "max_func_eval"),
         *("absolute_tolerance", "relative_tolerance"),
     ),
 }
-"""The constants that act, for each optimizer, in the order of the log."""
+"""The constants that act, for each schedule and optimizer, in the order of the log."""
 
 
 def _of(name: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.config import LOSS_FIELDS, OPTIMIZER_FIELDS, Config
+from trainer.config import LOSS_FIELDS, OPTIMIZER_FIELDS, SCHEDULE_FIELDS, Config
 from trainer.console import Console
 from trainer.device import device_label
 from trainer.networks.build import SegmentationNetwork, parameter_counts
@@ -94,12 +94,6 @@ SCHEDULE_NAMES = {
     "step": "Step",
     "multistep": "MultiStep",
     "warmup": "Warmup",
-}
-SCHEDULE_FIELDS = {
-    "exponential": ("gamma",),
-    "step": ("gamma", "step_size"),
-    "multistep": ("gamma", "milestones"),
-    "warmup": ("num_epochs", "start_factor"),
 }
 AS_PUBLISHED = {"amsgrad": "AMSGrad", "learning_rate": "Learning rate"}
 PRINTED_LINES = 100
