@@ -20,7 +20,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     WithJsonSchema,
     model_validator,
@@ -345,9 +347,7 @@ class Data(Section):
         for name in ("transforms", "input_transforms", "target_transforms"):
             if inputs not in ("images", "mnist") and getattr(self, name):
                 raise ValueError(f"{name}: {inputs} takes none; they are of images")
-        if inputs in ("images", "mnist") and self.slicers:
-            raise ValueError(f"slicers: {inputs} takes none; they are of numpy and hdf5")
-        if self.hdf5_outfile and not self.slicers:
+        if inputs in ("numpy", "hdf5") and self.hdf5_outfile and not self.slicers:
             raise ValueError("hdf5_outfile puts blocks together, but there are no slicers")
         return self
 
@@ -371,6 +371,12 @@ class LearningRateSchedule(Section):
     start_factor: float = Field(0.1, gt=0, le=1, description="Warmup: share of the rate at first.")
     verbose: bool = Field(True, description="Print the rate when it changes.")
 
+    @property
+    def told(self) -> str:
+        """In words, with what acts."""
+        acting = [f"{n} {getattr(self, n)}" for n in SCHEDULE_FIELDS[self.type]]
+        return ", ".join([self.type, *acting])
+
     @model_validator(mode="after")
     def _has_milestones(self) -> LearningRateSchedule:
         if self.type == "multistep" and not self.milestones:
@@ -384,6 +390,11 @@ SCHEDULE_FIELDS: dict[str, tuple[str, ...]] = {
     "multistep": ("gamma", "milestones"),
     "warmup": ("num_epochs", "start_factor"),
 }
+ONE, SEVERAL = "one schedule", "several schedules"
+Schedules = Annotated[
+    Annotated[LearningRateSchedule, Tag(ONE)] | Annotated[list[LearningRateSchedule], Tag(SEVERAL)],
+    Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE),
+]
 OPTIMIZER_FIELDS: dict[str, tuple[str, ...]] = {
     "sgd": ("learning_rate", "momentum", "dampening", "weight_decay", "nesterov"),
     "rmsprop": ("learning_rate", "alpha", "eps", "weight_decay", "momentum", "centered"),
@@ -432,7 +443,7 @@ class Optimizer(Section):
     relative_tolerance: float = Field(
         1e-8, ge=0, description="For hessian: a step or change this small ends a batch."
     )
-    lr_scheduler: LearningRateSchedule | list[LearningRateSchedule] | None = Field(
+    lr_scheduler: Schedules | None = Field(
         None, description="One, or a list whose factors are multiplied; left out: constant."
     )
 
@@ -580,7 +591,7 @@ def _explained(path: str, error: ValidationError) -> InputError:
     """pydantic's findings as one InputError, each with the key's full name."""
     faults = []
     for finding in error.errors():
-        location = finding["loc"]
+        location = tuple(part for part in finding["loc"] if part not in (ONE, SEVERAL))
         dotted = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
         where = f"{path}, {dotted}" if dotted else path
         if finding["type"] == "extra_forbidden":

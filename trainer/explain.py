@@ -80,6 +80,8 @@ def why_unused(key: str, config: Config) -> str | None:
         return f"targets are {targets}; it is for labels"
     if key == "data.target_grayscale" and inputs != "images":
         return f"inputs are {inputs}"
+    if key.startswith(("data.slicers", "data.hdf5_")) and inputs not in ("numpy", "hdf5"):
+        return f"inputs are {inputs}; it is for numpy and hdf5"
     if key == "data.hdf5_precision" and not config.data.hdf5_outfile:
         return "there is no hdf5_outfile"
     if (
