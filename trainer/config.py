@@ -541,13 +541,13 @@ def read_json(path: str | Path, what: str) -> Any:
     path = Path(path)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise InputError(
-                    str(path), f"the key '{key}' stands twice", "each key once", "delete one"
-                )
-        return dict(pairs)
+        content: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in content:
+                found = f"the key '{key}' stands twice"
+                raise InputError(str(path), found, "each key once", "delete one")
+            content[key] = value
+        return content
 
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -564,6 +564,11 @@ def read_json(path: str | Path, what: str) -> Any:
             "a JSON object",
             "look for a missing comma, bracket or quote just before that place",
         ) from None
+    except RecursionError:
+        found = "brackets within brackets, too many"
+        raise InputError(str(path), f"the {what} has {found}", "a JSON object") from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise InputError(str(path), f"the {what} cannot be read ({error})", "JSON") from None
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:

@@ -114,12 +114,14 @@ def _of_optimizer(section: str, name: str, config: Config) -> str | None:
     return f"{schedule.type} has none"
 
 
+def _written(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-8", errors="backslashreplace").decode()
+
+
 def told(config: Config) -> Iterator[str]:
     """A line a key: the key, its value, and whether it acts."""
-    rows = [
-        (key, json.dumps(value, ensure_ascii=False), why_unused(key, config))
-        for key, value in keys(config)
-    ]
+    rows = [(key, _written(value), why_unused(key, config)) for key, value in keys(config)]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for key, value, reason in rows:
         acts = "acts" if reason is None else f"unused: {reason}"
