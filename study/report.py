@@ -28,6 +28,8 @@ from study.storage import masked
 from study.view import duration, settings_of
 from trainer.data.split import Split
 from trainer.metrics import ImageScore, class_dice
+from trainer.networks.description import parse_network
+from trainer.networks.keras.graph import is_keras
 
 MOST_BINDS = 8
 EDGE = 0.05
@@ -182,6 +184,8 @@ def print_settings(
 
 
 def _channels(start: StartWeights) -> str:
+    if is_keras(start.layers):
+        return "grey" if parse_network(start.layers, "layers").in_channels == 1 else "colour"
     return "grey" if start.layers["in_channels"] == 1 else "colour"
 
 

@@ -236,8 +236,8 @@ BAD_LAYERS = [
     ('{"network": "unet", "width": 4, "width": 8}', ["'width' stands twice"]),
     ('{"network": "unet", "widht": 4}', ["did you mean 'width'"]),
     ('{"network": "smp.Unett", "encoder": "resnet18"}', ["did you mean 'smp.Unet'"]),
-    ('{"class_name": "Functional", "config": {}}', ["Keras networks are not built yet"]),
-    ("[1, 2]", ["Keras networks are not built yet"]),
+    ('{"class_name": "Functional", "config": {}}', ["layers: found nothing"]),
+    ("[1, 2]", ["layer 1: found 1"]),
 ]
 
 

@@ -52,6 +52,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     what.add_argument("--check", metavar="CONFIG", help="print which keys of a configuration act")
     schema = "print the JSON Schema of configurations"
     what.add_argument("--schema", action="store_true", help=schema)
+    parser.add_argument("--at", metavar="256x256", help="with --describe: for this image size")
     parser.add_argument("--app", default="dnn", help="kind of run: dnn (default)")
     parser.add_argument("--run-folder", help="work in this folder and write events there too")
     resume = "go on from last.pt of the run folder, anew where there is none; appends to its files"
@@ -109,24 +110,19 @@ def _ended_early(result: Path) -> bool:
         return False
 
 
-def describe(path: str) -> int:
+def describe(path: str, at: str | None = None) -> int:
     """Prints one JSON object about a network file; the exit code."""
-    from trainer.networks.description import read_network
+    from trainer.describe import described
 
     try:
-        network = read_network(path)
-        parameters = trainable = None  # the code of a network is run by a trial alone
-        if network.kind != "module":
-            from trainer.networks.build import build, parameter_counts
-
-            parameters, trainable = parameter_counts(
-                build(network.model_copy(update={"weights": None}))
-            )
-    except RmlError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
-    content = {"name": network.label, "parameters": parameters, "trainable_parameters": trainable}
-    print(json.dumps({**content, "divisor": network.divisor, "weights": network.weights}))
+        facts = described(path, at)
+    except Exception as error:
+        known = translated(error)
+        if known is None:
+            raise
+        print(f"Error: {known}", file=sys.stderr)
+        return known.exit_code
+    print(json.dumps(facts))
     return 0
 
 
@@ -202,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when torch and the networks are imported
     if options.describe:
-        return describe(options.describe)
+        return describe(options.describe, options.at)
     if options.check or options.schema:
         return explain(options.check)
     folder: Path | None = None

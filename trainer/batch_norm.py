@@ -38,6 +38,8 @@ def refresh_batch_norm(
         m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
     ]
     layers = [layer for layer in layers if layer.track_running_stats]
+    # A frozen layer of a Keras network keeps its statistics.
+    layers = [layer for layer in layers if layer.weight is None or layer.weight.requires_grad]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]

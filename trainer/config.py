@@ -564,11 +564,9 @@ def read_json(path: str | Path, what: str) -> Any:
             "a JSON object",
             "look for a missing comma, bracket or quote just before that place",
         ) from None
-    except RecursionError:
-        found = "brackets within brackets, too many"
-        raise InputError(str(path), f"the {what} has {found}", "a JSON object") from None
-    except ValueError as error:  # a number of more digits than Python reads
-        raise InputError(str(path), f"the {what} cannot be read ({error})", "JSON") from None
+    except (RecursionError, ValueError) as error:
+        told = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+        raise InputError(str(path), f"the {what} cannot be read: {told}", "a JSON object") from None
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
