@@ -45,6 +45,11 @@ def reference(content: Any) -> Any:
             config["negative_slope"] = config.pop("alpha")
     model = json.loads(json.dumps(model).replace("/", "|"))
     if model["class_name"] == "Sequential":
+        first = model["config"]["layers"][0]
+        if first["class_name"] != "InputLayer":
+            shape = first["config"].pop("batch_input_shape")
+            start = {"class_name": "InputLayer", "config": {"batch_shape": shape, "name": "input"}}
+            model["config"]["layers"].insert(0, start)
         return keras.Sequential.from_config(model["config"])
     return keras.Model.from_config(model["config"])
 
@@ -70,7 +75,7 @@ def carried(model: Any, graph: Graph) -> KerasNetwork:
     state = network.state_dict()
     for node, name, parameter in graph.named_parameters():
         layer = model.get_layer(node.name.replace("/", "|"))
-        arrays = {v.name: np.array(v.value.detach()) for v in layer.weights}
+        arrays = {v.name: v.value.detach().numpy() for v in layer.weights}
         if "Depthwise" in node.class_name:
             arrays["depthwise_kernel"] = arrays["kernel"]
         if parameter.keras in arrays:

@@ -75,7 +75,7 @@ OPTIONS = [
     (["--gpu"], ["no GPU was found", "--no-gpu"]),
     (["--num_procs", "4"], ["--num_procs", "is not built yet"]),
     (["--singularity-image", "x.sif"], ["--singularity-image", "is not built yet"]),
-    (["-tl", "weights.h5"], [".h5) are not built yet"]),
+    (["-tl", "weights.h5"], ["there is no file 'weights.h5'"]),
     (["-tl", "nowhere.pt"], ["there is no file 'nowhere.pt'"]),
     (["--weights", "imagnet"], ["did you mean 'imagenet'"]),
     (["--weights", "imagenet"], ["the small U-Net has no published weights"]),

@@ -126,7 +126,9 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     if last:
         network.body.load_state_dict(last["state"])
     elif config.checkpoints.load:
-        filled = load_weights(network.body, usage.checkpoint, config, console)
+        kind = "HDF5 file" if "keras" in usage.checkpoint else "file"
+        console.line(f"Loading model checkpoint from {kind}: {config.checkpoints.load}")
+        filled = load_weights(network, usage.checkpoint, config, console)
     network = placed(network, device)
     if usage.size:
         network.check(usage.size)

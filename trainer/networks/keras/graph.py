@@ -422,7 +422,10 @@ def _inputs(entry: _Entry) -> tuple[str, ...]:
         raise InputError(entry.where, found, "each layer is used once")
     call = entry.inbound[0]
     if isinstance(call, dict):
-        _no_arguments(call.get("kwargs", {}), place)
+        kwargs = call.get("kwargs", {})
+        if isinstance(kwargs, dict):  # Keras 3 writes `training`, and follows the model's own
+            kwargs = {key: value for key, value in kwargs.items() if key != "training"}
+        _no_arguments(kwargs, place)
         names: list[str] = []
         _tensors(call.get("args"), names, place, 0)
         return tuple(names)
