@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,16 +19,10 @@ from trainer.device import autocast, memory_layout, on_device
 from trainer.losses import LossFunction
 from trainer.metrics import Counts, ImageScore
 from trainer.networks.build import SegmentationNetwork
+from trainer.prediction_file import Sink
 
 PIXEL_THRESHOLD = 127
 """Targets of foreground alone hold 0 to 255: above this, a pixel is foreground."""
-
-
-class Sink(Protocol):
-    """Takes predictions; see prediction_file.py."""
-
-    def write(self, name: str, probabilities: NDArray[np.float32]) -> None:
-        """One image's probabilities (C, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +137,7 @@ def evaluate(
                 losses.append(loss(logits, transform.targets(raw_targets)) * len(indices))
         if sink is not None:
             for number, image in zip(numbers, probabilities.cpu().numpy(), strict=True):
-                sink.write(images.pairs[number].name, image)
+                sink.write(number, image)
         if console and batch < batches:
             console.line(_progress(epochs, batch, batches))
     if console:

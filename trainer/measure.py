@@ -10,7 +10,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,9 +19,10 @@ import torch
 from trainer.batch_norm import MOST_IMAGES, refresh_batch_norm
 from trainer.checkpoint import Progress, Saver
 from trainer.config import Config
+from trainer.data.array_set import ArraySet
 from trainer.data.cache import SHARE_OF_FREE_MEMORY, ImageSet, free_memory_bytes
-from trainer.data.folders import Pair
-from trainer.data.transforms import BatchTransform
+from trainer.data.samples import Item, open_samples
+from trainer.data.transforms import BatchTransform, Order
 from trainer.device import device_label, open_device, peak_memory_bytes, placed
 from trainer.errors import InputError
 from trainer.evaluate import OwnSizeMasks, evaluate
@@ -31,6 +32,7 @@ from trainer.networks.weights import find_weights
 from trainer.optimizers import build_optimizer
 from trainer.outputs import TextLogs
 from trainer.parts import open_parts, usage_of
+from trainer.tasks import task_of
 from trainer.train import Run, Work, train_epoch
 
 BATCHES = 4
@@ -64,7 +66,9 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
     network = placed(network, device)
     optimizer = build_optimizer(network.parameters(), config.optimizer)
     classes = usage.network.classes
-    transform, loss = BatchTransform(usage.data, classes), build_loss(config.loss, classes)
+    task = task_of(usage.data, classes, 2, config.loss.function, parts.target_shape)
+    order: Order = "BGR" if usage.network.kind == "keras" else "RGB"
+    transform, loss = BatchTransform(usage.data, task, order), build_loss(config.loss, classes)
     work = Work(config, this, parts, network, device, transform, loss)
     progress = Progress()
     saver = Saver(
@@ -81,14 +85,18 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
     )
     built = time.monotonic() - began
 
-    def read(pairs: list[Pair]) -> ImageSet:
-        images = ImageSet(pairs, usage.network.in_channels, usage.size, usage.masks)
+    def read(items: Sequence[Item]) -> ImageSet | ArraySet:
+        network = usage.network
+        dimensions = getattr(network, "dimensions", 2)
+        images = open_samples(
+            items, usage.data, network.in_channels, dimensions, task, classes, usage.masks
+        )
         images.preload(torch.get_num_threads(), this.stop.asked)
         this.stop.check()
         images.to(device)
         return images
 
-    def train(images: ImageSet) -> None:
+    def train(images: ImageSet | ArraySet) -> None:
         progress.losses.clear()
         train_epoch(work, images, optimizer, 1, TextLogs(None), saver, progress)
 
@@ -151,7 +159,7 @@ def _timed(do: Callable[[], T]) -> tuple[T, float]:
     return result, time.monotonic() - began
 
 
-def _spread(pairs: list[Pair], most: int) -> list[Pair]:
+def _spread(items: Sequence[Item], most: int) -> list[Item]:
     """At most so many of the images, spread evenly: sizes differ from image to image."""
-    count = min(most, len(pairs))
-    return [pairs[index * len(pairs) // count] for index in range(count)]
+    count = min(most, len(items))
+    return [items[index * len(items) // count] for index in range(count)]

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trainer.config import Transform
-from trainer.data.images import image_array
+from trainer.config import Data, Transform
+from trainer.data.images import prepared
 from trainer.data.masks import Masks
 from trainer.errors import InputError
+from trainer.tasks import Task
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +54,15 @@ class Use(BaseModel):
     images: SeenImages | None = None
 
 
+def data_of(use: Use) -> Data:
+    """The transforms of a checkpoint, as a section of a configuration."""
+    return Data(
+        transforms=use.transforms,
+        input_transforms=use.input_transforms,
+        target_transforms=use.target_transforms,
+    )
+
+
 @dataclass(frozen=True)
 class Model:
     """A trained network and how it is used; `load_model` makes one."""
@@ -61,6 +71,10 @@ class Model:
     transform: BatchTransform
     use: Use
     device: torch.device
+
+    @property
+    def _data(self) -> Data:
+        return data_of(self.use)
 
     @property
     def masks(self) -> Masks | None:
@@ -102,6 +116,7 @@ class Model:
     def _probabilities(self, image: NDArray[np.uint8]) -> torch.Tensor:
         import torch
 
+        from trainer.data.transforms import channels_read, reading_steps
         from trainer.device import autocast, memory_layout
         from trainer.networks.description import check_size
 
@@ -111,7 +126,8 @@ class Model:
             found = f"an array of shape {array.shape} and type {array.dtype}"
             raise InputError("image", found, "(H, W) or (H, W, 3), uint8")
         channels = self.network.description.in_channels
-        own = image_array(Image.fromarray(array), channels, self.size)
+        read = channels_read(self._data, channels)
+        own = prepared(Image.fromarray(array), read, reading_steps(self._data), "image")
         if self.size is None:
             check_size(self.network.description, (own.shape[2], own.shape[1]), "image")
         with torch.inference_mode():
@@ -140,8 +156,7 @@ def load_model(
     a Python file beside it, which runs only with `trust_code`.
     """
     from trainer.checkpoint import check_code, code_of, load_checkpoint
-    from trainer.config import Data
-    from trainer.data.transforms import BatchTransform
+    from trainer.data.transforms import BatchTransform, Order
     from trainer.device import open_device, placed
     from trainer.networks.build import build
     from trainer.networks.description import parse_network
@@ -168,11 +183,8 @@ def load_model(
     for name, value in network.body.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise InputError(str(file), f"its weights {name} are not numbers", "a whole checkpoint")
-    data = Data(
-        transforms=use.transforms,
-        input_transforms=use.input_transforms,
-        target_transforms=use.target_transforms,
-    )
     target = open_device(device, None, deterministic=False)
-    transform = BatchTransform(data, description.classes)
+    task: Task = "foreground" if description.classes == 1 else "classes"
+    order: Order = "BGR" if description.kind == "keras" else "RGB"
+    transform = BatchTransform(data_of(use), task, order)
     return Model(placed(network, target).eval(), transform, use, target)

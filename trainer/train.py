@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainer.batch_norm import refresh_batch_norm
@@ -25,10 +25,11 @@ from trainer.checkpoint import (
 )
 from trainer.config import Config
 from trainer.console import Console
+from trainer.data.array_set import ArraySet
 from trainer.data.cache import ImageSet
-from trainer.data.folders import Pair
-from trainer.data.order import batch_seed, epoch_order
-from trainer.data.transforms import BatchTransform
+from trainer.data.order import batch_seed, shuffled_batches
+from trainer.data.samples import Item, Samples, open_samples
+from trainer.data.transforms import BatchTransform, Order
 from trainer.device import (
     autocast,
     device_label,
@@ -48,9 +49,10 @@ from trainer.networks.weights import find_weights, sha256
 from trainer.optimizers import build_optimizer
 from trainer.outputs import TextLogs, print_settings
 from trainer.parts import Parts, Usage, open_parts, usage_of
-from trainer.prediction_file import PredictionFile
+from trainer.prediction_file import Sink, open_sink
 from trainer.schedules import build_schedule
 from trainer.stopping import StopRequest
+from trainer.tasks import task_of
 
 FLUSH_SECONDS = 1.0
 """Losses leave the device at most this often: each look makes a GPU wait."""
@@ -127,7 +129,10 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     started_from = last["origin"]["weights"] if last else _started_from(config, weights, filled)
     classes = usage.network.classes
     loss = build_loss(config.loss, classes) if config.loss else None
-    transform = BatchTransform(usage.data, classes)
+    loss_name = config.loss.function if config.loss else None
+    task = task_of(usage.data, classes, 2, loss_name, parts.target_shape)
+    order: Order = "BGR" if usage.network.kind == "keras" else "RGB"
+    transform = BatchTransform(usage.data, task, order)
     work = Work(config, this, parts, network, device, transform, loss)
     print_settings(config, usage, parts, network, device_label(device), started_from, console)
     this.events.write(
@@ -254,35 +259,42 @@ def _started_from(config: Config, weights: Path | None, filled: float) -> str:
     return f"encoder from {weights.name} (sha256 {sha256(weights)[:12]}), the rest random"
 
 
-def _images(pairs: list[Pair], usage: Usage, work: Work) -> ImageSet | None:
-    if not pairs:
+def _images(items: Sequence[Item], usage: Usage, work: Work) -> ImageSet | ArraySet | None:
+    if not items:
         return None
-    images = ImageSet(pairs, usage.network.in_channels, usage.size, usage.masks)
-    if usage.size is None:
-        height, width = images.own_size(0)
-        check_size(usage.network, (width, height), f"{pairs[0].image}, without a resize")
-    work.run.console.line(f"Pre-loading {len(images)} images...")
-    images.preload(torch.get_num_threads(), work.run.stop.asked)
+    network = usage.network
+    dimensions = getattr(network, "dimensions", 2)
+    task = work.transform.task
+    samples = open_samples(
+        items, usage.data, network.in_channels, dimensions, task, network.classes, usage.masks
+    )
+    if usage.size is None and isinstance(samples, ImageSet):
+        height, width = samples.own_size(0)
+        check_size(network, (width, height), f"{samples.pairs[0].image}, without a resize")
+    kind = "images" if isinstance(samples, ImageSet) else "samples"
+    work.run.console.line(f"Pre-loading {len(samples)} {kind}...")
+    samples.preload(torch.get_num_threads(), work.run.stop.asked)
     work.run.stop.check()
-    images.to(work.device)
-    return images
+    samples.to(work.device)
+    return samples
 
 
 def _steps(
-    work: Work, images: ImageSet, epoch: int, batch_size: int, done: int = 0
+    work: Work, samples: Samples, epoch: int, batch_size: int, done: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of an epoch on the device, after the first `done`."""
-    order = epoch_order(work.parts.seed, epoch, len(images)).to(images.device)
-    randomness = Generator(work.device)
-    for batch, indices in enumerate(order.split(batch_size)[done:], start=done + 1):
-        raw, raw_targets = images.batch(indices)
+    seed = work.parts.seed
+    batches = shuffled_batches(seed, epoch, samples.groups, batch_size, samples.device)
+    for batch, indices in enumerate(batches[done:], start=done + 1):
+        raw, raw_targets = samples.batch(indices)
         assert raw_targets is not None
         raw = on_device(raw, work.device)
         raw_targets = on_device(raw_targets, work.device)
-        number = batch_seed(work.parts.seed, epoch, batch)
-        torch.manual_seed(number)  # dropout
-        inputs, targets = work.transform.augmented(raw, raw_targets, randomness.manual_seed(number))
-        yield inputs.contiguous(memory_format=memory_layout(work.device)), targets
+        torch.manual_seed(batch_seed(seed, epoch, batch))  # dropout
+        inputs, targets = work.transform.augmented(raw, raw_targets, indices, epoch, seed)
+        if inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=memory_layout(work.device))
+        yield inputs, targets
 
 
 def _gradient_norm(network: nn.Module) -> Tensor:
@@ -349,7 +361,7 @@ def train_epoch(
 def _evaluate(work: Work, images: ImageSet, masks: OwnSizeMasks | None, epoch: int) -> Evaluation:
     """Scores, and predictions where the configuration asks for them."""
 
-    def scored(sink: PredictionFile | None) -> Evaluation:
+    def scored(sink: Sink | None) -> Evaluation:
         return evaluate(
             work.network,
             images,
@@ -364,9 +376,8 @@ def _evaluate(work: Work, images: ImageSet, masks: OwnSizeMasks | None, epoch: i
             check=work.run.stop.check,
         )
 
-    if not work.config.data.test_output_path:
-        return scored(None)
-    with PredictionFile(work.config.data, epoch, images.masks) as sink:
+    with open_sink(work.config.data, epoch, images, images.masks) as sink:
         evaluation = scored(sink)
-    work.run.console.line(f"Predictions are in {sink.path}")
+    for path in sink.paths if sink else ():
+        work.run.console.line(f"Predictions are in {path}")
     return evaluation
