@@ -103,7 +103,7 @@ def list_arrays(path: str | Path, kind: str) -> list[Array]:
             faults.append(fault)
     if faults:
         raise joined(faults, str(path))
-    return arrays
+    return sorted(arrays, key=lambda one: one.name)
 
 
 def _arrays_of(file: Path, name: str, alone: bool) -> list[Array]:

@@ -210,8 +210,8 @@ class BatchTransform:
         """A batch of a training; `indices` (n,) are those of its samples in the training set."""
         if self._arrays:
             return raw.float(), self.targets(raw_targets)
-        draw = Draw(seed, epoch, indices.to(raw.device), self._draws)
-        if self._patches:
+        draw = Draw(seed, epoch, indices.to(raw.device), self._draws) if self.random else None
+        if self._patches and draw:
             return self._with_patches(raw, draw, training=True)
         x = self._moved(self._scaled(raw), draw, "bilinear")
         x = self._finished(self._lit(x, draw))
