@@ -73,7 +73,7 @@ def schedule_sections(kinds: str, settings: Settings) -> list[dict[str, Any]]:
     quarters; a warm-up takes a tenth.
     """
     epochs, gamma = settings.num_epochs, settings.lr_scheduler_gamma
-    told = {
+    told: dict[str, dict[str, Any]] = {
         "exponential": {"gamma": 0.95 if gamma is None else gamma},
         "step": {"gamma": 0.1 if gamma is None else gamma, "step_size": max(1, -(-epochs // 3))},
         "multistep": {

@@ -1,4 +1,4 @@
-"""--schema and --check: what an editor accepts is what the trainer accepts, and what acts is told."""
+"""--schema and --check: editors accept what the trainer accepts, and what acts is told."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ class Slicer(Section):
     )
     sizes: Lengths = Field(description="Of a block, in voxels; an axis of size 1 is dropped.")
     padding: list[Annotated[int, Field(ge=0)]] | None = Field(
-        None, description="Zeros on both ends of the volume; not together with padded_sizes."
+        None, description="Zeros on both ends of each block; not together with padded_sizes."
     )
     padded_sizes: Lengths | None = Field(
         None, description="Zeros around each block up to these sizes, the odd one at the end."

@@ -1,21 +1,19 @@
-"""The evaluation phase: what a network scores on samples that have truth, or predicts for others."""
+"""The evaluation phase: scores of samples that have truth, predictions for all."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from trainer import metrics
 from trainer.console import Console
 from trainer.data.cache import SHARE_OF_FREE_MEMORY, ImageSet, free_bytes
+from trainer.data.order import batches_in_order
 from trainer.data.samples import Samples
 from trainer.data.transforms import BatchTransform
 from trainer.device import autocast, in_layout, on_device
@@ -23,6 +21,7 @@ from trainer.losses import LossFunction, probabilities
 from trainer.metrics import Counts, ImageScore, LabelScore
 from trainer.networks.build import SegmentationNetwork
 from trainer.outputs import printed_batches
+from trainer.prediction_file import Sink
 from trainer.tasks import Aim, Task
 
 PIXEL_THRESHOLD = 127
@@ -30,13 +29,6 @@ PIXEL_THRESHOLD = 127
 
 MOST_CLASSES_TOLD = 20
 """The log tells the accuracy of each class where there are so many or fewer."""
-
-
-class Sink(Protocol):
-    """Takes predictions; see prediction_file.py."""
-
-    def write(self, number: int, output: NDArray[np.float32]) -> None:
-        """The network's output (C, …) for the sample of this number."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +82,7 @@ def _class_counts(predicted: Tensor, truth: Tensor, outputs: int) -> Tensor:
 
 
 def _counts(probabilities: Tensor, targets: Tensor, task: Task) -> Tensor:
-    """Counts (n, outputs, 4) of a batch; for labels, (n, 2): the class and the one that was found."""
+    """Counts (n, outputs, 4) of a batch; for labels (n, 2): the class and the one found."""
     outputs = probabilities.shape[1]
     if task == "labels":
         return torch.stack([targets.long(), classes_of(probabilities)], dim=1)
@@ -179,10 +171,10 @@ def evaluate(
     network.eval()
     tally = _Tally(aim.task)
     outputs = network.description.classes
-    batches = math.ceil(len(samples) / batch_size)
+    planned = batches_in_order(samples.groups, batch_size, samples.device)
+    batches = len(planned)
     printed = printed_batches(batches)
-    everything = torch.arange(len(samples), device=samples.device)
-    for batch, indices in enumerate(everything.split(batch_size), start=1):
+    for batch, indices in enumerate(planned, start=1):
         check()
         numbers = range(tally.samples, tally.samples + len(indices))
         raw, raw_targets = samples.batch(indices)
@@ -194,10 +186,10 @@ def evaluate(
             inputs, targets = transform.evaluated(raw, raw_targets, indices)
         with autocast(device):
             logits = network(in_layout(inputs, device))
-        found = probabilities(logits, aim.reading)
         told = ""
         tally.samples += len(indices)
         if targets is not None:
+            found = probabilities(logits, aim.reading)
             tally.at_network.append(_counts(found, targets, aim.task))
             if masks is not None:
                 tally.at_own += [

@@ -32,6 +32,9 @@ OF_TRAINING = (
     *("data.batch_size", "data.target_path", "data.training_tag"),
 )
 OF_TEST = ("data.test_target_path", "data.test_tag", "data.testing_tag", "data.test_batch_size")
+MOST_COLUMNS = 40
+"""Longer values move what stands behind them."""
+
 TAGS = ("data.training_tag", "data.test_tag", "data.testing_tag")
 
 
@@ -122,9 +125,10 @@ def _written(value: Any) -> str:
 def told(config: Config) -> Iterator[str]:
     """A line a key: the key, its value, and whether it acts."""
     rows = [(key, _written(value), why_unused(key, config)) for key, value in keys(config)]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    keys_width = max(len(key) for key, *_ in rows)
+    values_width = min(MOST_COLUMNS, max(len(value) for _, value, _ in rows))
     for key, value, reason in rows:
         acts = "acts" if reason is None else f"unused: {reason}"
-        yield f"{key:<{widths[0]}}  {value:<{min(widths[1], 40)}}  {acts}"
+        yield f"{key:<{keys_width}}  {value:<{values_width}}  {acts}"
     unused = sum(reason is not None for *_, reason in rows)
     yield f"{len(rows)} keys, {len(rows) - unused} act, {unused} unused"

@@ -91,8 +91,10 @@ def _sizes(model: Model) -> list[tuple[int, ...]]:
             taken.append(size)
     if len(taken) == len(sizes):
         return taken
-    own = tuple(reversed(model.size)) if model.size else tuple(network.input_size or ())
-    if not own:
+    own = tuple(reversed(model.size)) if model.size else ()
+    if not own and network.keras is not None:
+        own = tuple(side for side in network.graph.input_shape[:-1] if side)
+    if len(own) != network.dimensions:
         raise InputError("network", f"{network.label} takes neither of {sizes}", "any size")
     return [own]
 

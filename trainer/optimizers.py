@@ -94,7 +94,7 @@ def step(optimizer: torch.optim.Optimizer, compute: Callable[[], Tensor], again:
             return compute()
 
     try:
-        return optimizer.step(closure)  # type: ignore[arg-type, return-value]
+        return optimizer.step(closure)
     except BaseException:
         with torch.no_grad():
             for parameter, value in zip(parameters, before, strict=True):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.config import Loss
+from trainer.config import Data, Loss
 
 Task = Literal["foreground", "classes", "channels", "labels"]
 Reading = Literal["sigmoid", "softmax", "identity"]
@@ -38,3 +38,31 @@ class Aim:
     task: Task = "foreground"
     reading: Reading = "sigmoid"
     names: tuple[str, ...] = ("background", "foreground")
+
+
+def task_of(
+    data: Data,
+    outputs: int,
+    spatial: int,
+    loss: str | None = None,
+    target: tuple[int, ...] | None = None,
+) -> Task:
+    """What a network of `outputs` channels and `spatial` axes beside them (0: a number a class and
+    nothing else) is asked for.
+
+    `loss` is the name of the function. `target` is the shape of one array of targets in its file,
+    with or without a channel axis; None where targets are no arrays or there are none.
+    """
+    inputs, targets = data.kinds
+    if targets == "labels" or spatial == 0:
+        return "labels"
+    if inputs == "images":
+        grey = data.target_grayscale or data.grayscale or data.target_is_mask or data.split
+        colours = outputs == 3 and loss in ("bce", "mse") and not grey
+        return "foreground" if outputs == 1 else "channels" if colours else "classes"
+    if target is not None and sum(side > 1 for side in target) == 0:
+        return "labels"
+    if outputs == 1:
+        return "foreground"
+    given = target[0] if target is not None and len(target) == spatial + 1 else 1
+    return "channels" if given > 1 else "classes"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainer.batch_norm import refresh_batch_norm
@@ -25,11 +25,11 @@ from trainer.checkpoint import (
 )
 from trainer.config import Config
 from trainer.console import Console
+from trainer.data.array_set import ArraySet
 from trainer.data.cache import ImageSet
-from trainer.data.folders import Pair
-from trainer.data.order import batch_seed, epoch_order
+from trainer.data.order import batch_seed, shuffled_batches
+from trainer.data.samples import Item, Samples
 from trainer.data.transforms import BatchTransform
-from trainer.data.samples import Samples, open_samples
 from trainer.device import (
     autocast,
     device_label,
@@ -42,7 +42,7 @@ from trainer.device import (
 from trainer.errors import NotANumber, Stopped
 from trainer.evaluate import Evaluation, OwnSizeMasks, as_result, evaluate
 from trainer.events import SCHEMA_VERSION, EventLog
-from trainer.losses import LossFunction, build_loss
+from trainer.losses import LossFunction
 from trainer.networks.build import SegmentationNetwork, build, parameter_counts
 from trainer.networks.description import check_size
 from trainer.networks.weights import find_weights, sha256
@@ -55,7 +55,7 @@ from trainer.outputs import (
     print_settings,
     printed_batches,
 )
-from trainer.parts import Parts, Usage, open_parts, usage_of
+from trainer.parts import Parts, Usage, open_run
 from trainer.prediction_file import open_sink
 from trainer.schedules import build_schedule
 from trainer.stopping import StopRequest
@@ -104,8 +104,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     device = open_device(this.device, this.threads, config.deterministic)
 
     # ---- data ----
-    parts = open_parts(config)
-    usage = usage_of(config, parts)
+    parts, usage = open_run(config)
 
     # ---- network ----
     torch.manual_seed(parts.seed)
@@ -136,11 +135,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         put_beside(this.checkpoints, code)
     started_from = last["origin"]["weights"] if last else _started_from(config, weights, filled)
     console.line(f"   Weights: {started_from}")
-    loss = None
-    if config.loss:
-        outputs, end = usage.network.classes, usage.network.activation
-        loss = build_loss(config.loss, outputs, usage.aim.task, end)
-    transform = BatchTransform(usage.data, usage.aim.task, usage.order)
+    transform, loss = usage.transform(), usage.loss(config)
     work = Work(config, this, parts, usage, network, device, transform, loss)
     print_settings(config, console)
     for note in parts.notes:
@@ -275,35 +270,35 @@ def _started_from(config: Config, weights: Path | None, filled: float) -> str:
     return f"encoder from {weights.name} (sha256 {sha256(weights)[:12]}), the rest random"
 
 
-def _images(pairs: list[Pair], usage: Usage, work: Work) -> ImageSet | None:
-    if not pairs:
+def _images(items: Sequence[Item], usage: Usage, work: Work) -> ImageSet | ArraySet | None:
+    if not items:
         return None
-    images = ImageSet(pairs, usage.network.in_channels, usage.size, usage.masks)
-    if usage.size is None:
-        height, width = images.own_size(0)
-        check_size(usage.network, (width, height), f"{pairs[0].image}, without a resize")
-    work.run.console.line(f"Pre-loading {len(images)} images...")
-    images.preload(torch.get_num_threads(), work.run.stop.asked)
+    samples = usage.open(items)
+    if usage.size is None and isinstance(samples, ImageSet):
+        height, width = samples.own_size(0)
+        check_size(usage.network, (width, height), f"{samples.pairs[0].image}, without a resize")
+    kind = "images" if isinstance(samples, ImageSet) else "samples"
+    work.run.console.line(f"Pre-loading {len(samples)} {kind}...")
+    samples.preload(torch.get_num_threads(), work.run.stop.asked)
     work.run.stop.check()
-    images.to(work.device)
-    return images
+    samples.to(work.device)
+    return samples
 
 
 def _steps(
-    work: Work, images: ImageSet, epoch: int, batch_size: int, done: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an epoch on the device, after the first `done`."""
-    order = epoch_order(work.parts.seed, epoch, len(images)).to(images.device)
-    randomness = Generator(work.device)
-    for batch, indices in enumerate(order.split(batch_size)[done:], start=done + 1):
-        raw, raw_targets = images.batch(indices)
+    work: Work, samples: Samples, epoch: int, batches: Sequence[Tensor], done: int = 0
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """The batches of an epoch on the device, after the first `done`, each with its seed."""
+    seed = work.parts.seed
+    for batch, indices in enumerate(batches[done:], start=done + 1):
+        raw, raw_targets = samples.batch(indices)
         assert raw_targets is not None
         raw = on_device(raw, work.device)
         raw_targets = on_device(raw_targets, work.device)
-        number = batch_seed(work.parts.seed, epoch, batch)
+        number = batch_seed(seed, epoch, batch)
         torch.manual_seed(number)  # dropout
-        inputs, targets = work.transform.augmented(raw, raw_targets, randomness.manual_seed(number))
-        yield inputs.contiguous(memory_format=memory_layout(work.device)), targets
+        inputs, targets = work.transform.augmented(raw, raw_targets, indices, epoch, seed)
+        yield in_layout(inputs, work.device), targets, number
 
 
 def _gradient_norm(network: nn.Module) -> Tensor:
@@ -322,7 +317,10 @@ def train_epoch(
 ) -> float:
     """One pass over the training samples, or what is left of it; the mean loss of its samples."""
     network, run, config = work.network, work.run, work.config
-    planned = [len(one) for one in batches_of(work, samples, epoch)]
+    batches = shuffled_batches(
+        work.parts.seed, epoch, samples.groups, config.data.batch_size, samples.device
+    )
+    planned = [len(batch) for batch in batches]
     printed = printed_batches(len(planned))
     waiting: list[Tensor] = []
     told = progress.losses
@@ -348,7 +346,7 @@ def train_epoch(
 
     network.train()
     flushed = time.monotonic()
-    for inputs, targets, number in _steps(work, samples, epoch, done=len(told)):
+    for inputs, targets, number in _steps(work, samples, epoch, batches, done=len(told)):
         clock.data()
 
         def compute(inputs: Tensor = inputs, targets: Tensor = targets, n: int = number) -> Tensor:
@@ -384,7 +382,9 @@ def train_epoch(
 def _evaluate(work: Work, samples: Samples, masks: OwnSizeMasks | None, epoch: int) -> Evaluation:
     """Scores, and predictions where the configuration asks for them."""
 
-    with open_sink(work.config.data, epoch, samples, work.usage.masks) as sink:
+    with open_sink(
+        work.config.data, epoch, samples, work.usage.masks, work.usage.threshold
+    ) as sink:
         evaluation = evaluate(
             work.network,
             samples,
@@ -399,6 +399,6 @@ def _evaluate(work: Work, samples: Samples, masks: OwnSizeMasks | None, epoch: i
             epochs=(epoch, work.config.num_epochs),
             check=work.run.stop.check,
         )
-    if sink is not None:
-        work.run.console.line(f"Predictions are in {sink.path}")
+    for path in sink.paths if sink else ():
+        work.run.console.line(f"Predictions are in {path}")
     return evaluation

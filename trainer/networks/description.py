@@ -155,6 +155,11 @@ class Network(BaseModel):
         return self.graph.dimensions if self.keras is not None else 2
 
     @property
+    def output_axes(self) -> int:
+        """Of the output, without batch and classes: 2 for images, 0 for a number a class."""
+        return len(self.graph.output_shape) - 1 if self.keras is not None else 2
+
+    @property
     def operations(self) -> int | None:
         """As rmldnn counts them; None but for Keras networks."""
         return self.graph.operations if self.keras is not None else None
