@@ -26,7 +26,7 @@ Python = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="module")
 def exported(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out: Path = tmp_path_factory.mktemp("exported") / "out"
-    assert main([str(trained.folder / "checkpoints/best.pt"), "--out", str(out)]) == 0
+    assert main([str(trained.folder / "model/best.pt"), "--out", str(out)]) == 0
     return out
 
 
@@ -45,7 +45,7 @@ def test_every_file_is_there(exported: Path) -> None:
 def test_onnx_equals_the_trained_model(
     exported: Path, trained: Any, size: tuple[int, int], batch: int
 ) -> None:
-    model = load_model(trained.folder / "checkpoints/best.pt", "cpu")
+    model = load_model(trained.folder / "model/best.pt", "cpu")
     rng = np.random.default_rng(batch)
     pixels = rng.integers(0, 256, (batch, 3, *size)).astype(np.float32)
     with torch.inference_mode():
@@ -64,7 +64,7 @@ def test_the_five_lines_of_the_readme_give_the_mask_of_predict(
     image = Image.open(path).convert("RGB").resize(facts["input"]["size"])
     pixels = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255
     found = run(exported / "model.onnx", pixels)[0]
-    model = load_model(trained.folder / "checkpoints/best.pt", "cpu")
+    model = load_model(trained.folder / "model/best.pt", "cpu")
     expected = model.probabilities(np.asarray(Image.open(path).convert("RGB").resize(image.size)))
     assert np.abs(found - expected).max() < 1e-5
 
@@ -87,14 +87,14 @@ def test_the_description_says_how_it_is_used(exported: Path) -> None:
 
 def test_safetensors_starts_a_training_again(exported: Path, trained: Any) -> None:
     state = load_checkpoint(exported / "model.safetensors")["state"]
-    own = load_checkpoint(trained.folder / "checkpoints/best.pt")["state"]
+    own = load_checkpoint(trained.folder / "model/best.pt")["state"]
     assert state.keys() == own.keys()
     assert all(torch.equal(state[name], own[name]) for name in own)
 
 
 def test_nothing_is_overwritten(exported: Path, trained: Any, capsys: Any) -> None:
     before = (exported / "model.onnx").read_bytes()
-    arguments = [str(trained.folder / "checkpoints/best.pt"), "--out", str(exported)]
+    arguments = [str(trained.folder / "model/best.pt"), "--out", str(exported)]
     assert main(arguments) == 2
     assert "is there already" in capsys.readouterr().err
     assert (exported / "model.onnx").read_bytes() == before
@@ -110,7 +110,7 @@ def test_nothing_is_overwritten(exported: Path, trained: Any, capsys: Any) -> No
 def test_mistakes_are_told(
     trained: Any, tmp_path: Path, capsys: Any, arguments: list[str], words: str
 ) -> None:
-    model = str(trained.folder / "checkpoints/best.pt")
+    model = str(trained.folder / "model/best.pt")
     told = [model if text == "MODEL" else text for text in arguments]
     assert main([*told, "--out", str(tmp_path / "out")]) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
@@ -119,7 +119,7 @@ def test_mistakes_are_told(
 def test_a_network_that_differs_is_not_written(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = load_model(trained.folder / "checkpoints/best.pt", "cpu")
+    model = load_model(trained.folder / "model/best.pt", "cpu")
     monkeypatch.setattr("trainer.export.TOLERANCE", 0.0)
     with pytest.raises(InputError, match="differs from torch"):
         export(model, tmp_path / "out")

@@ -29,6 +29,9 @@ def build_optimizer(
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
         raise InputError("layers", "no parameter is trainable", "one or more", "unfreeze a layer")
+    if o.type == "hessian":
+        for parameter in trained:  # torch's L-BFGS views each as a row, which channels last is not
+            parameter.data = parameter.data.contiguous()
     shared: dict[str, Any] = {"lr": o.learning_rate, "weight_decay": o.weight_decay}
     betas: dict[str, Any] = {**shared, "betas": (o.beta1, o.beta2), "eps": o.eps}
     momentum: dict[str, Any] = {
