@@ -28,6 +28,8 @@ from study.storage import masked
 from study.view import duration, settings_of
 from trainer.data.split import Split
 from trainer.metrics import ImageScore, class_dice
+from trainer.networks.description import parse_network
+from trainer.networks.keras.graph import is_keras
 
 MOST_BINDS = 8
 EDGE = 0.05
@@ -137,7 +139,9 @@ def print_settings(
 ) -> None:
     """The settings of a study, what was found in its data, and where it will run."""
     s = settings
-    schedule = f"exponential, gamma {s.lr_scheduler_gamma:g}" if s.lr_scheduler else "none"
+    schedule = " or ".join(s.lr_schedules) or "none"
+    if s.lr_schedules and s.lr_scheduler_gamma is not None:
+        schedule += f", gamma {s.lr_scheduler_gamma:g}"
     on = (
         "the validation images"
         if s.select_on == "validation"
@@ -180,6 +184,8 @@ def print_settings(
 
 
 def _channels(start: StartWeights) -> str:
+    if is_keras(start.layers):
+        return "grey" if parse_network(start.layers, "layers").in_channels == 1 else "colour"
     return "grey" if start.layers["in_channels"] == 1 else "colour"
 
 

@@ -17,6 +17,7 @@ from trainer.config import read_json
 from trainer.errors import InputError
 from trainer.files import write_json
 from trainer.networks.description import module_file, parse_network, read_network
+from trainer.networks.keras.graph import is_keras
 from trainer.networks.weights import find_weights, sha256, stored_path
 
 
@@ -24,14 +25,14 @@ from trainer.networks.weights import find_weights, sha256, stored_path
 class StartWeights:
     """`decided` is what --weights comes to (none, imagenet, a file), `label` the same in words.
 
-    `layers` is the network file of each trial, `load` what checkpoints.load says. `copy` is
-    (from, to): the file that trials read, put into the study's folder. `module_source` is the
-    Python file that the network file names.
+    `layers` is the network file of each trial (a Keras file as it stands), `load` what
+    checkpoints.load says. `copy` is (from, to): the file that trials read, put into the study's
+    folder. `module_source` is the Python file that the network file names.
     """
 
     decided: str
     label: str
-    layers: dict[str, Any]
+    layers: Any
     load: str | None = None
     copy: tuple[Path, Path] | None = None
     module_source: Path | None = None
@@ -50,7 +51,7 @@ class StartWeights:
     @property
     def network_checksum(self) -> str:
         """Of the network file's content, weights apart."""
-        content = json.dumps({**self.layers, "weights": None}, sort_keys=True)
+        content = json.dumps(_with_weights(self.layers, None), sort_keys=True)
         if self.module_source:
             content += sha256(self.module_source)
         return hashlib.sha256(content.encode()).hexdigest()
@@ -76,10 +77,20 @@ class StartWeights:
                 shutil.copyfile(source, target)
 
 
-def layers_for(settings: Settings, dataset: Dataset) -> dict[str, Any]:
+def _with_weights(layers: Any, weights: str | None) -> Any:
+    """A network file's content with the weights of its encoder; Keras files name none."""
+    return layers if is_keras(layers) else {**layers, "weights": weights}
+
+
+def layers_for(settings: Settings, dataset: Dataset) -> Any:
     """The network file's content, with channels, classes and activation by the data where it leaves
-    them out; raises InputError where its classes are not those of the masks."""
+    them out; raises InputError where its classes are not those of the masks. A Keras file stays as
+    it is."""
     content = read_json(settings.layers, "layers file")
+    if is_keras(content):
+        if not settings.trial_command:
+            _check_keras(content, settings, dataset)
+        return content
     if not isinstance(content, dict):
         found = "this is not a network file"
         raise InputError(str(settings.layers), found, 'like {"network": "unet"}')
@@ -95,6 +106,22 @@ def layers_for(settings: Settings, dataset: Dataset) -> dict[str, Any]:
     if not settings.trial_command:
         parse_network(content, str(settings.layers))
     return content
+
+
+def _check_keras(content: Any, settings: Settings, dataset: Dataset) -> None:
+    where = str(settings.layers)
+    network = parse_network(content, where)
+    graph = network.graph
+    if network.dimensions != 2 or network.in_channels not in (1, 3):
+        found = f"its input has {network.dimensions} dimensions and {network.in_channels} channels"
+        raise InputError(where, found, "images of 1 or 3 channels")
+    if not graph.is_image:
+        found = f"its output is no image: {network.classes} values"
+        raise InputError(where, found, "a network that segments")
+    if network.classes != dataset.masks.outputs:
+        found = f"its output has {network.classes} channels, "
+        found += f"the masks have {', '.join(dataset.masks.names)}"
+        raise InputError(where, found, f"{dataset.masks.outputs}")
 
 
 def find_start_weights(settings: Settings, dataset: Dataset, study_folder: Path) -> StartWeights:
@@ -125,7 +152,7 @@ def _find(settings: Settings, dataset: Dataset, study_folder: Path) -> StartWeig
         source = Path(settings.weights)
         target = study_folder / f"start{source.suffix}"
         label = f"{source} (sha256 {sha256(source)[:12]})"
-        content = {**layers, "weights": None}
+        content = _with_weights(layers, None)
         return StartWeights(str(source), label, content, str(target), (source, target))
     assert network
     wanted = network.weights
@@ -140,10 +167,10 @@ def _find(settings: Settings, dataset: Dataset, study_folder: Path) -> StartWeig
         if settings.weights == "auto" and network.encoder:
             fetch = f"{paste.trainer('trainer.prepare')} weights {shlex.quote(shown)}"
             why = f" (ImageNet weights were not fetched: {fetch})"
-        return StartWeights("none", f"random{why}", {**layers, "weights": None})
+        return StartWeights("none", f"random{why}", _with_weights(layers, None))
     file = find_weights(network.model_copy(update={"weights": wanted}), shown)
     assert file
     target = study_folder / file.name
     label = f"{file.stem} (sha256 {sha256(file)[:12]}), the rest random"
     decided = "imagenet" if wanted == "imagenet" else settings.weights
-    return StartWeights(decided, label, {**layers, "weights": str(target)}, None, (file, target))
+    return StartWeights(decided, label, _with_weights(layers, str(target)), None, (file, target))

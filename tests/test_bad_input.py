@@ -75,7 +75,7 @@ OPTIONS = [
     (["--gpu"], ["no GPU was found", "--no-gpu"]),
     (["--num_procs", "4"], ["--num_procs", "is not built yet"]),
     (["--singularity-image", "x.sif"], ["--singularity-image", "is not built yet"]),
-    (["-tl", "weights.h5"], [".h5) are not built yet"]),
+    (["-tl", "weights.h5"], ["there is no file 'weights.h5'"]),
     (["-tl", "nowhere.pt"], ["there is no file 'nowhere.pt'"]),
     (["--weights", "imagnet"], ["did you mean 'imagenet'"]),
     (["--weights", "imagenet"], ["the small U-Net has no published weights"]),
@@ -236,8 +236,8 @@ BAD_LAYERS = [
     ('{"network": "unet", "width": 4, "width": 8}', ["'width' stands twice"]),
     ('{"network": "unet", "widht": 4}', ["did you mean 'width'"]),
     ('{"network": "smp.Unett", "encoder": "resnet18"}', ["did you mean 'smp.Unet'"]),
-    ('{"class_name": "Functional", "config": {}}', ["Keras networks are not built yet"]),
-    ("[1, 2]", ["Keras networks are not built yet"]),
+    ('{"class_name": "Functional", "config": {}}', ["layers: found nothing"]),
+    ("[1, 2]", ["layer 1: found 1"]),
 ]
 
 

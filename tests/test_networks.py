@@ -144,8 +144,8 @@ def test_every_parameter_gets_a_gradient() -> None:
         ({"width": 8}, "the key 'network' is missing"),
         ({"network": "unet", "activation": "sigmoid", "mean": [0.5]}, "1 numbers for 3 channels"),
         ({"network": "unet", "activation": "sigmoid", "std": [1, 0, 1]}, "0.0 is not positive"),
-        ({"class_name": "Functional", "config": {}}, "Keras networks are not built yet"),
-        ([{"class_name": "Dense"}], "Keras networks are not built yet"),
+        ({"class_name": "Functional", "config": {}}, "layers: found nothing"),
+        ([{"class_name": "Dense"}], "layer 1 (Dense), config: found nothing"),
         ("unet", "this is not a network file"),
     ],
 )

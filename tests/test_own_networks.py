@@ -128,6 +128,9 @@ def test_describe_does_not_run_it(tmp_path: Path, python: Callable[..., Any]) ->
         "name": "net.py:Net",
         "parameters": None,
         "trainable_parameters": None,
+        "input_shape": [3, None, None],
+        "output_shape": [1, None, None],
+        "operations": None,
         "divisor": 1,
         "weights": None,
     }

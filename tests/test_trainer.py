@@ -105,6 +105,9 @@ def test_describe_a_network(python: Python, data: Path) -> None:
         "name": "unet",
         "parameters": content["trainable_parameters"],
         "trainable_parameters": content["parameters"],
+        "input_shape": [3, None, None],
+        "output_shape": [1, None, None],
+        "operations": None,
         "divisor": 4,
         "weights": None,
     }
@@ -618,7 +621,7 @@ def test_a_broken_image_is_named(
         ({"data": {"transforms": []}}, "pixels"),
         ({"loss": {"source": "softmax"}}, "the network ends in sigmoid"),
         ({"layers": "none.json"}, "no such layers file"),
-        ({"layers": [{"class_name": "Dense"}]}, "Keras networks are not built yet"),
+        ({"layers": [{"class_name": "Dense"}]}, "layer 1 (Dense), config: found nothing"),
         ({"checkpoints": {"load": "none.pt"}}, "there is no such checkpoint"),
         ({"data": {"input_path": "/none"}}, "there is no such folder"),
         ({"data": {"split": "none.json"}}, "no such split file"),

@@ -49,6 +49,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", help="configuration file (JSON)")
     what.add_argument("--describe", metavar="LAYERS", help="print what a network file describes")
+    what.add_argument("--check", metavar="CONFIG", help="print which keys of a configuration act")
+    schema = "print the JSON Schema of configurations"
+    what.add_argument("--schema", action="store_true", help=schema)
+    parser.add_argument("--at", metavar="256x256", help="with --describe: for this image size")
     parser.add_argument("--app", default="dnn", help="kind of run: dnn (default)")
     parser.add_argument("--run-folder", help="work in this folder and write events there too")
     resume = "go on from last.pt of the run folder, anew where there is none; appends to its files"
@@ -106,24 +110,35 @@ def _ended_early(result: Path) -> bool:
         return False
 
 
-def describe(path: str) -> int:
+def describe(path: str, at: str | None = None) -> int:
     """Prints one JSON object about a network file; the exit code."""
-    from trainer.networks.description import read_network
+    from trainer.describe import described
 
     try:
-        network = read_network(path)
-        parameters = trainable = None  # the code of a network is run by a trial alone
-        if network.kind != "module":
-            from trainer.networks.build import build, parameter_counts
+        facts = described(path, at)
+    except Exception as error:
+        known = translated(error)
+        if known is None:
+            raise
+        print(f"Error: {known}", file=sys.stderr)
+        return known.exit_code
+    print(json.dumps(facts))
+    return 0
 
-            parameters, trainable = parameter_counts(
-                build(network.model_copy(update={"weights": None}))
-            )
+
+def explain(check: str | None) -> int:
+    """Prints which keys of the configuration `check` act, or without one the JSON Schema."""
+    from trainer.explain import schema, told
+
+    if check is None:
+        print(json.dumps(schema(), indent=1))
+        return 0
+    try:
+        lines = list(told(load_config(check)))
     except RmlError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
-    content = {"name": network.label, "parameters": parameters, "trainable_parameters": trainable}
-    print(json.dumps({**content, "divisor": network.divisor, "weights": network.weights}))
+    print("\n".join(lines))
     return 0
 
 
@@ -183,7 +198,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when torch and the networks are imported
     if options.describe:
-        return describe(options.describe)
+        return describe(options.describe, options.at)
+    if options.check or options.schema:
+        return explain(options.check)
     folder: Path | None = None
     console = Console()
     events = EventLog(None)

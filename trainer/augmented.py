@@ -24,13 +24,12 @@ from trainer.data.folders import Pair
 from trainer.data.images import open_image, read_image
 from trainer.data.masks import read_masks
 from trainer.data.order import epoch_order
-from trainer.data.samples import Item, open_samples
+from trainer.data.samples import Item
 from trainer.data.transforms import RANDOM, SIZING, BatchTransform
 from trainer.errors import InputError, nearest
 from trainer.evaluate import PIXEL_THRESHOLD
 from trainer.overlay import colour_of
-from trainer.parts import Parts, Usage, open_parts, usage_of
-from trainer.tasks import task_of
+from trainer.parts import Parts, Usage, open_run
 
 PARTS = ("training", "validation", "test")
 VERSIONS = 6
@@ -115,8 +114,7 @@ def show_case(config_path: Path, case: str, part: str | None) -> Shown:
     """All that is drawn of a case. Raises InputError for what a training would refuse, and for a
     part or a case that is not there."""
     config = read_config(config_path)
-    parts = open_parts(config)
-    usage = usage_of(config, parts)
+    parts, usage = open_run(config)
     sizes = parts.sizes()
     part = part or next(iter(sizes))
     if part not in sizes:
@@ -124,14 +122,9 @@ def show_case(config_path: Path, case: str, part: str | None) -> Shown:
         raise InputError(f"--part {part}", found, " or ".join(sizes))
     index = find_case(sizes[part], case, part)
     pair = sizes[part][index]
-    network = usage.network
-    loss = config.loss.function if config.loss else None
-    task = task_of(usage.data, network.classes, 2, loss, parts.target_shape)
-    transform = BatchTransform(usage.data, task, "BGR" if network.kind == "keras" else "RGB")
-    images = open_samples(
-        [pair], usage.data, network.in_channels, 2, task, network.classes, usage.masks
-    )
-    if not isinstance(pair, Pair) or not isinstance(images, ImageSet) or task == "labels":
+    transform, images = usage.transform(), usage.open([pair])
+    labelled = usage.aim.task == "labels"
+    if not isinstance(pair, Pair) or not isinstance(images, ImageSet) or labelled:
         found = "there are no masks to be drawn" if isinstance(pair, Pair) else "these are arrays"
         raise InputError(str(config_path), found, "a configuration of images and masks")
     raw, raw_targets = images.batch(torch.zeros(1, dtype=torch.long))

@@ -16,7 +16,7 @@ from torch import nn
 
 from trainer.data.samples import Samples
 from trainer.data.transforms import BatchTransform
-from trainer.device import autocast, memory_layout, on_device
+from trainer.device import autocast, in_layout, on_device
 
 MOST_IMAGES = 256
 
@@ -38,6 +38,8 @@ def refresh_batch_norm(
         m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
     ]
     layers = [layer for layer in layers if layer.track_running_stats]
+    # A frozen layer of a Keras network keeps its statistics.
+    layers = [layer for layer in layers if layer.weight is None or layer.weight.requires_grad]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
@@ -58,10 +60,8 @@ def refresh_batch_norm(
             raw, truth = images.batch(indices)
             truth = None if truth is None else on_device(truth, device)
             inputs, _ = transform.evaluated(on_device(raw, device), truth, indices)
-            if inputs.dim() == 4:
-                inputs = inputs.contiguous(memory_format=memory_layout(device))
             with autocast(device):
-                network(inputs)
+                network(in_layout(inputs, device))
     for layer, momentum, batches in zip(layers, momenta, seen, strict=True):
         layer.momentum = momentum
         layer.num_batches_tracked.fill_(batches)

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainer.config import Config
@@ -32,6 +31,8 @@ from trainer.errors import InputError
 from trainer.events import EventLog
 from trainer.files import write_atomically
 from trainer.networks.description import parse_network
+from trainer.networks.keras.graph import escaped
+from trainer.networks.keras.weights_h5 import SUFFIXES, read_h5, state_of
 from trainer.networks.weights import sha256
 
 if TYPE_CHECKING:
@@ -61,13 +62,18 @@ def put_beside(folder: Path, code: Path) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of this program (.pt), or bare weights (.safetensors) under "state".
+    """A checkpoint of this program (.pt), or bare weights: of a .safetensors file under "state", of
+    an HDF5 file of Keras (.h5) under "keras", as it lays them out.
 
     Raises InputError for anything else, and never runs code from the file.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(str(path), "there is no such checkpoint", "a .pt or .safetensors file")
+        raise InputError(
+            str(path), "there is no such checkpoint", "a .pt, .safetensors or .h5 file"
+        )
+    if path.suffix.lower() in SUFFIXES:
+        return read_h5(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -76,8 +82,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:  # torch reads it without looking at checksums
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile("a checksum is wrong")
+            _refuse_libtorch(archive.namelist(), path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
+    except (MemoryError, InputError):
         raise
     except Exception as error:  # pickle, zip and torch each raise their own kinds
         found = f"cannot be read as a checkpoint ({type(error).__name__})"
@@ -88,43 +95,75 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def _refuse_libtorch(names: list[str], path: Path) -> None:
+    """What torch::save of C++ writes (rmldnn's .pt) is a program of TorchScript."""
+    if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
+        raise InputError(
+            str(path),
+            "is an archive of libtorch (C++), which this program does not run",
+            "a .pt of this program, .safetensors, or .h5 of Keras",
+            "train again here, or give the .h5 file that the training there started from",
+        )
+
+
 def load_weights(
-    module: nn.Module, state: dict[str, Tensor], config: Config, console: Console
+    network: SegmentationNetwork, checkpoint: dict[str, Any], config: Config, console: Console
 ) -> float:
-    """Copies the parameters of `checkpoints.load` by name into `module`; the share that was filled.
+    """Copies the parameters of `checkpoints.load` by name into the network; the share filled.
 
     One that the file lacks, or that has another shape, keeps its value and is named by a line of
     the log; in a run without training it is an InputError. What the file has beyond is ignored.
     """
     source, strict = str(config.checkpoints.load), not config.trains
+    module, description = network.body, network.description
+    keras_names: dict[str, str] = {}
+    layer_of: dict[str, str] = {}
+    optional: set[str] = set()
+    for node, name, parameter in description.graph.named_parameters() if description.keras else []:
+        layer_of[name] = escaped(node.name)
+        keras_names[name] = f" ({node.name}/{parameter.keras}:0)"
+        if not parameter.in_file:
+            optional.add(name)
+    if "keras" not in checkpoint:
+        state, keras_names, optional = checkpoint["state"], {}, set()
+        layers = {layer_of.get(key, key.rpartition(".")[0]) for key in state}
+    elif description.keras is None:
+        found = f"has weights of a Keras network, and `layers` is {description.label}"
+        raise InputError(source, found, "a .pt or .safetensors file, or a Keras network file")
+    else:
+        state = state_of(description.graph, checkpoint["keras"])
+        layers = {escaped(name) for name in checkpoint["keras"]}
     own = module.state_dict()
-    skipped = []
-    layers_in_file = {key.rpartition(".")[0] for key in state}
+    if "keras" in checkpoint:  # which counts no batches
+        own = {k: value for k, value in own.items() if not k.endswith(".num_batches_tracked")}
+    skipped: list[tuple[str, str]] = []
 
     def fits(name: str) -> bool:
         return name in state and state[name].shape == own[name].shape
 
     for name, value in own.items():
+        told = f"Skipping parameter {name}{keras_names.get(name, '')}"
         if name not in state:
-            skipped.append(f"Skipping parameter {name}: not found in model")
+            skipped.append((name, f"{told}: not found in model"))
         elif state[name].shape != value.shape:
             shapes = f"{list(state[name].shape)} in the file, {list(value.shape)} in the network"
-            skipped.append(f"Skipping parameter {name}: {shapes}")
+            skipped.append((name, f"{told}: {shapes}"))
         else:
             value.copy_(state[name])
-    if strict and skipped:
-        first = skipped[0].removeprefix("Skipping parameter ")
+    faults = [line for name, line in skipped if name not in optional or name in state]
+    if strict and faults:
+        first = faults[0].removeprefix("Skipping parameter ")
         raise InputError(
             source,
-            f"does not fill {len(skipped)} of the network's {len(own)} parameters; first: {first}",
+            f"does not fill {len(faults)} of the network's {len(own)} parameters; first: {first}",
             "the network that the checkpoint was made with",
             "leave `layers` out of the configuration, then the checkpoint's own network is used",
         )
-    told: set[str] = set()
-    for line in skipped:
-        layer = line.removeprefix("Skipping parameter ").split(":")[0].rpartition(".")[0]
-        if layer not in layers_in_file and layer not in told:
-            told.add(layer)
+    told_layers: set[str] = set()
+    for name, line in skipped:
+        layer = layer_of.get(name, name.rpartition(".")[0])
+        if layer not in layers and layer not in told_layers:
+            told_layers.add(layer)
             console.line(f"   Skipping layer {layer}: not found in model")
         console.line(f"   {line}")
     filled = sum(p.numel() for n, p in module.named_parameters() if fits(n))
@@ -201,7 +240,7 @@ class Saver:
         progress: Progress,
         events: EventLog,
         started_from: str,
-        seen: dict[str, Any],
+        seen: dict[str, Any] | None,
     ) -> None:
         self._seen = seen
         code = code_of(usage.network, Path(usage.source))

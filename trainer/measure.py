@@ -21,18 +21,15 @@ from trainer.checkpoint import Progress, Saver
 from trainer.config import Config
 from trainer.data.array_set import ArraySet
 from trainer.data.cache import SHARE_OF_FREE_MEMORY, ImageSet, free_memory_bytes
-from trainer.data.samples import Item, open_samples
-from trainer.data.transforms import BatchTransform, Order
+from trainer.data.samples import Item
 from trainer.device import device_label, open_device, peak_memory_bytes, placed
 from trainer.errors import InputError
 from trainer.evaluate import OwnSizeMasks, evaluate
-from trainer.losses import build_loss
 from trainer.networks.build import build
 from trainer.networks.weights import find_weights
 from trainer.optimizers import build_optimizer
 from trainer.outputs import TextLogs
-from trainer.parts import open_parts, usage_of
-from trainer.tasks import task_of
+from trainer.parts import open_run
 from trainer.train import Run, Work, train_epoch
 
 BATCHES = 4
@@ -57,19 +54,15 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
     assert config.optimizer and config.loss
     began = time.monotonic()
     device = open_device(this.device, this.threads, config.deterministic)
-    parts = open_parts(config)
-    usage = usage_of(config, parts)
+    parts, usage = open_run(config)
     torch.manual_seed(parts.seed)
     weights = find_weights(usage.network, usage.source)
     folder = Path(usage.source).absolute().parent
     network = build(usage.network, weights, folder=folder, trust_code=True)
     network = placed(network, device)
     optimizer = build_optimizer(network.parameters(), config.optimizer)
-    classes = usage.network.classes
-    task = task_of(usage.data, classes, 2, config.loss.function, parts.target_shape)
-    order: Order = "BGR" if usage.network.kind == "keras" else "RGB"
-    transform, loss = BatchTransform(usage.data, task, order), build_loss(config.loss, classes)
-    work = Work(config, this, parts, network, device, transform, loss)
+    transform, loss = usage.transform(), usage.loss(config)
+    work = Work(config, this, parts, usage, network, device, transform, loss)
     progress = Progress()
     saver = Saver(
         this.checkpoints,
@@ -86,11 +79,7 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
     built = time.monotonic() - began
 
     def read(items: Sequence[Item]) -> ImageSet | ArraySet:
-        network = usage.network
-        dimensions = getattr(network, "dimensions", 2)
-        images = open_samples(
-            items, usage.data, network.in_channels, dimensions, task, classes, usage.masks
-        )
+        images = usage.open(items)
         images.preload(torch.get_num_threads(), this.stop.asked)
         this.stop.check()
         images.to(device)
@@ -120,12 +109,14 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
     seconds["batch_norm_image"] = normed / min(len(more), MOST_IMAGES)
     if parts.evaluation:
         evaluated = read(_spread(parts.evaluation, config.data.test_batch_size))
-        masks = OwnSizeMasks(evaluated, device) if evaluated.has_targets else None
+        masks = None
+        if isinstance(evaluated, ImageSet) and evaluated.own_size_comparable:
+            masks = OwnSizeMasks(evaluated, device)
 
         def score() -> None:
             test_batch = config.data.test_batch_size
             told = loss if evaluated.has_targets else None
-            evaluate(network, evaluated, transform, device, test_batch, told, masks)
+            evaluate(network, evaluated, transform, device, test_batch, usage.aim, told, masks)
 
         for name in ("first_evaluate_image", "evaluate_image"):
             seconds[name] = _timed(score)[1] / len(evaluated)

@@ -19,7 +19,7 @@ from trainer.config import Data, Transform
 from trainer.data.images import prepared
 from trainer.data.masks import Masks
 from trainer.errors import InputError
-from trainer.tasks import Task
+from trainer.tasks import Reading, Task, reading_of
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,9 @@ class Use(BaseModel):
     input_transforms: list[Transform] = []
     target_transforms: list[Transform] = []
     masks: Masks | None = None
+    class_names: list[str] = ["background", "foreground"]
+    task: Task | None = None
+    reading: Reading | None = None
     images: SeenImages | None = None
 
 
@@ -89,7 +92,13 @@ class Model:
     @property
     def classes(self) -> list[str]:
         """Names of the classes; their numbers are those in a predicted mask."""
-        return self.masks.names if self.masks else ["background", "foreground"]
+        return self.masks.names if self.masks else self.use.class_names
+
+    @property
+    def reading(self) -> Reading:
+        """How the network's logits become probabilities."""
+        described = self.network.description
+        return self.use.reading or reading_of(described.activation, None, described.classes)
 
     def probabilities(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """An image (H, W) grey or (H, W, 3) RGB, 8 bit -> (C, h, w) at the network's size.
@@ -108,6 +117,9 @@ class Model:
         """Both, from one pass through the network."""
         from trainer.evaluate import own_size_classes
 
+        if self.network.description.output_axes != 2:
+            found = "this model does not segment images"
+            raise InputError("model", found, "probabilities(image), or its predictions in HDF5")
         probabilities = self._probabilities(image)
         height, width = np.shape(image)[:2]
         classes = own_size_classes(probabilities[0], (height, width))
@@ -117,7 +129,8 @@ class Model:
         import torch
 
         from trainer.data.transforms import channels_read, reading_steps
-        from trainer.device import autocast, memory_layout
+        from trainer.device import autocast, in_layout
+        from trainer.losses import probabilities
         from trainer.networks.description import check_size
 
         array = np.asarray(image)
@@ -133,8 +146,8 @@ class Model:
         with torch.inference_mode():
             batch = self.transform.inputs(torch.from_numpy(own)[None].to(self.device))
             with autocast(self.device):
-                logits = self.network(batch.contiguous(memory_format=memory_layout(self.device)))
-            return self.network.probabilities(logits)
+                logits = self.network(in_layout(batch, self.device))
+            return probabilities(logits, self.reading)
 
 
 def model_file(path: Path) -> Path:
@@ -184,7 +197,7 @@ def load_model(
         if value.is_floating_point() and not value.isfinite().all():
             raise InputError(str(file), f"its weights {name} are not numbers", "a whole checkpoint")
     target = open_device(device, None, deterministic=False)
-    task: Task = "foreground" if description.classes == 1 else "classes"
+    task: Task = use.task or ("foreground" if description.classes == 1 else "classes")
     order: Order = "BGR" if description.kind == "keras" else "RGB"
     transform = BatchTransform(data_of(use), task, order)
     return Model(placed(network, target).eval(), transform, use, target)

@@ -82,7 +82,12 @@ class PredictionFile:
     """output_<epoch>.h5; it appears under its name when all predictions are there."""
 
     def __init__(
-        self, data: Data, epoch: int, names: Sequence[str], masks: Masks | None = None
+        self,
+        data: Data,
+        epoch: int,
+        names: Sequence[str],
+        masks: Masks | None = None,
+        threshold: float = 0.5,
     ) -> None:
         assert data.test_output_path
         self.path = Path(data.test_output_path) / f"output_{epoch}.h5"
@@ -96,7 +101,7 @@ class PredictionFile:
             inputs, targets = data.input_path, data.target_path
         self._file.attrs["inputs"] = inputs or ""
         self._file.attrs["targets"] = targets or ""
-        self._file.attrs["threshold"] = 0.5
+        self._file.attrs["threshold"] = threshold
         if masks:
             self._file.attrs["masks"] = masks.model_dump_json()
 
@@ -279,7 +284,7 @@ class _Both:
 
 @contextlib.contextmanager
 def open_sink(
-    data: Data, epoch: int, samples: Samples, masks: Masks | None = None
+    data: Data, epoch: int, samples: Samples, masks: Masks | None = None, threshold: float = 0.5
 ) -> Iterator[Sink | None]:
     """Where the predictions of an evaluation go: to `test_output_path`, to `hdf5_outfile`, to both;
     None where neither is asked for.
@@ -289,7 +294,7 @@ def open_sink(
     with contextlib.ExitStack() as stack:
         sinks: list[Sink] = []
         if data.test_output_path:
-            file = PredictionFile(data, epoch, samples.names, masks)
+            file = PredictionFile(data, epoch, samples.names, masks, threshold)
             sinks.append(stack.enter_context(file))
         if data.hdf5_outfile and isinstance(samples, ArraySet):
             sinks.append(stack.enter_context(AssembledFile(data, samples)))

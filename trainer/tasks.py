@@ -8,11 +8,36 @@ labels      the output is (N, C), the target (N,) the class of the whole sample
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
-from trainer.config import Data
+from trainer.config import Data, Loss
 
 Task = Literal["foreground", "classes", "channels", "labels"]
+Reading = Literal["sigmoid", "softmax", "identity"]
+"""How logits become what is compared: each by itself, together, or as they are."""
+
+
+def reading_of(activation: str | None, loss: Loss | None, outputs: int) -> Reading:
+    """By what the network ends in; of one that ends in nothing, by `loss.source`.
+
+    Without a source, such outputs are logits, and plain numbers for mse.
+    """
+    end = activation or (loss.source if loss else None)
+    if end is not None:
+        return "sigmoid" if end == "sigmoid" else "softmax"
+    if loss and loss.function == "mse":
+        return "identity"
+    return "sigmoid" if outputs == 1 else "softmax"
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a network is trained for and judged by. `names` are those of the classes."""
+
+    task: Task = "foreground"
+    reading: Reading = "sigmoid"
+    names: tuple[str, ...] = ("background", "foreground")
 
 
 def task_of(

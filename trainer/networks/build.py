@@ -9,13 +9,15 @@ Adding a network: one builder here, its keys in description.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from trainer.errors import InputError
-from trainer.networks.description import Network
+from trainer.networks.description import Network, array_order
+from trainer.networks.keras.module import KerasNetwork
 from trainer.networks.monai import build_monai
 from trainer.networks.own import build_own, fault_of
 from trainer.networks.smp import build_smp
@@ -25,8 +27,11 @@ from trainer.networks.unet import UNet
 class SegmentationNetwork(nn.Module):
     """Images in [0, 1] (N, C, H, W) -> logits (N, classes, H, W).
 
-    The final activation stands apart (`probabilities`), so that losses can work on logits, which
-    keeps them exact in mixed precision.
+    A Keras network may take other dimensions and return another shape: (N, classes) of a
+    classifier, (N, rows, classes) of what is no image.
+
+    The final activation stands apart (`output`, `probabilities`), so that losses can work on
+    logits, which keeps them exact in mixed precision.
     """
 
     mean: Tensor
@@ -35,6 +40,10 @@ class SegmentationNetwork(nn.Module):
     def __init__(self, body: nn.Module, network: Network) -> None:
         super().__init__()
         self.body, self.description = body, network
+        self.normalized = network.mean is not None or network.std is not None
+        self.axis = 1  # of the classes in the output
+        if network.keras is not None and network.graph.literal_output:
+            self.axis = -1
         mean, std = network.mean or [0.0], network.std or [1.0]
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -42,7 +51,9 @@ class SegmentationNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Of a network that returns several outputs, the first. Raises InputError for another
         shape than the loss needs."""
-        logits = self.body((x - self.mean) / self.std)
+        logits = self.body((x - self.mean) / self.std if self.normalized else x)
+        if self.description.keras is not None:
+            return logits
         if isinstance(logits, list | tuple) and logits:
             logits = logits[0]
         expected = (x.shape[0], self.description.classes, *x.shape[2:])
@@ -52,10 +63,13 @@ class SegmentationNetwork(nn.Module):
             raise InputError(f"network {self.description.label}", told, f"the shape {expected}")
         return logits
 
-    def check(self, size: tuple[int, int]) -> None:
-        """Raises InputError where the network cannot take one image of `size` (width, height)."""
+    def check(self, size: Sequence[int]) -> None:
+        """Raises InputError where the network cannot take one image of `size`, which has the
+        order of array_order."""
         training, parameter = self.training, self.mean
-        x = torch.zeros(1, self.description.in_channels, *reversed(size), device=parameter.device)
+        x = torch.zeros(
+            1, self.description.in_channels, *array_order(size), device=parameter.device
+        )
         try:
             with torch.no_grad():  # not inference_mode: what a network keeps is trained with
                 self.eval()(x)
@@ -65,17 +79,33 @@ class SegmentationNetwork(nn.Module):
             if fault := fault_of(error):
                 raise fault from None
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            told = f"cannot take {size[0]}x{size[1]} pixels: {lines[0]}"
+            told = f"cannot take {'x'.join(map(str, size))} pixels: {lines[0]}"
             fix = 'another image size, or other "arguments"'
             raise InputError(f"network {self.description.label}", told, fix=fix) from None
         finally:
             self.train(training)
 
+    def output(self, logits: Tensor) -> Tensor:
+        """What the network itself gives, in single precision: its final activation applied.
+
+        Log-probabilities for log_softmax, the logits for none.
+        """
+        logits = logits.float()
+        match self.description.activation:
+            case "sigmoid":
+                return logits.sigmoid()
+            case "softmax":
+                return logits.softmax(dim=self.axis)
+            case "log_softmax":
+                return logits.log_softmax(dim=self.axis)
+        return logits
+
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The final activation, in single precision."""
-        if self.description.activation == "softmax":
-            return logits.float().softmax(dim=1)
-        return logits.float().sigmoid()
+        """In single precision: sigmoid for one class and for networks that end in one, softmax for
+        all others."""
+        if self.description.activation == "sigmoid" or self.description.classes == 1:
+            return logits.float().sigmoid()
+        return logits.float().softmax(dim=self.axis)
 
 
 def build(
@@ -96,10 +126,15 @@ def build(
         body = build_smp(network, weights)
     elif network.kind == "monai":
         body = build_monai(network)
+    elif network.kind == "keras":
+        body = KerasNetwork(network.graph)
     else:
         body = build_own(network, folder or Path(), trust_code)
     module = SegmentationNetwork(body, network)
-    if any(parameter.dim() == 5 for parameter in body.parameters()):  # its user will be told
+    ranks = {parameter.dim() for parameter in body.parameters()}
+    if network.dimensions == 3 and 4 not in ranks:
+        return module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if 5 in ranks:  # its user will be told
         return module
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -8,13 +8,16 @@
 
 A study sets in_channels, classes and activation by its data where the file leaves them out.
 
-A file with `class_name` is a Keras network. The module of the user lies beside the network file (in
-a trial: beside its copy; later: beside the checkpoint) and is not run here.
+A file with `class_name`, or a bare array, is a Keras network (keras/graph.py), which says all of
+this by itself. The module of the user lies beside the network file (in a trial: beside its copy;
+later: beside the checkpoint) and is not run here.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from trainer.config import read_json
 from trainer.errors import InputError, joined, nearest
+from trainer.networks.keras.graph import Graph, graph_of, is_keras
 
 MONAI_NETWORKS = (
     *("AttentionUnet", "BasicUNet", "BasicUNetPlusPlus", "DynUNet", "FlexibleUNet", "HighResNet"),
@@ -99,8 +103,11 @@ class Network(BaseModel):
     depth: int = Field(4, ge=1, le=8, description="unet: how often the image is halved.")
     in_channels: int = Field(3, ge=1, description="1 grey, 3 RGB.")
     classes: int = Field(1, ge=1, description="Output channels: 1 for foreground alone.")
-    activation: Literal["sigmoid", "softmax"] | None = Field(
+    activation: Literal["sigmoid", "softmax", "log_softmax"] | None = Field(
         None, description="Of the output: sigmoid for 1 class, softmax for several (default)."
+    )
+    keras: str | None = Field(
+        None, description="A Keras network file's whole content, as text (in checkpoints)."
     )
     weights: str | None = Field(
         None, description="Encoder's weights: null (random), imagenet, or a safetensors file."
@@ -113,6 +120,8 @@ class Network(BaseModel):
     def _what_follows(cls, content: Any) -> Any:
         if not isinstance(content, dict):
             return content
+        if content.get("keras") is not None:
+            return content
         known = dict(content)
         if content.get("activation") is None:
             known["activation"] = "sigmoid" if content.get("classes", 1) == 1 else "softmax"
@@ -124,13 +133,36 @@ class Network(BaseModel):
     def _known_divisor(self) -> Network:
         if self.divisor == 0:
             known = {"unet": 2**self.depth, "smp": SMP_DIVISOR}.get(self.kind, 1)
+            if self.keras is not None:
+                known = self.graph.divisor or 1
             object.__setattr__(self, "divisor", known)
         return self
 
     @property
     def kind(self) -> str:
-        """unet, smp, monai or module."""
+        """unet, smp, monai, module or keras."""
         return self.network.partition(".")[0]
+
+    @property
+    def graph(self) -> Graph:
+        """Of a Keras network."""
+        assert self.keras is not None
+        return graph_of(self.keras, "layers")
+
+    @property
+    def dimensions(self) -> int:
+        """Of the images: 1, 2 or 3."""
+        return self.graph.dimensions if self.keras is not None else 2
+
+    @property
+    def output_axes(self) -> int:
+        """Of the output, without batch and classes: 2 for images, 0 for a number a class."""
+        return len(self.graph.output_shape) - 1 if self.keras is not None else 2
+
+    @property
+    def operations(self) -> int | None:
+        """As rmldnn counts them; None but for Keras networks."""
+        return self.graph.operations if self.keras is not None else None
 
     def for_checkpoint(self) -> Network:
         """As a checkpoint keeps it: its weights are its own, a Python file lies beside it."""
@@ -143,22 +175,48 @@ class Network(BaseModel):
     @property
     def label(self) -> str:
         """Short name for tables and logs."""
+        if self.keras is not None:
+            return self.graph.name
         name = self.module or self.network
         return name if self.encoder is None else f"{name} {self.encoder}"
 
 
 def parse_network(content: Any, where: str) -> Network:
     """A checked network description from parsed JSON; raises InputError named by `where`."""
-    if isinstance(content, list) or (isinstance(content, dict) and "class_name" in content):
-        raise InputError(where, "Keras networks are not built yet", "unet or smp.*")
+    if is_keras(content):
+        return _of_keras(content, where)
     if not isinstance(content, dict):
         raise InputError(where, "this is not a network file", 'like {"network": "unet"}')
     try:
         network = Network.model_validate(content)
     except ValidationError as error:
         raise _explained(error, where) from None
+    if network.kind == "keras" or network.keras is not None:
+        return _from_checkpoint(network, where)
     _check(network, where)
     return network
+
+
+def _of_keras(content: Any, where: str) -> Network:
+    """All that a network file says follows from the graph."""
+    try:
+        text = json.dumps(content)
+    except (RecursionError, ValueError):
+        raise InputError(where, "is nested too deeply", "a Keras network file") from None
+    graph = graph_of(text, where)
+    facts = {name: getattr(graph, name) for name in ("in_channels", "classes", "activation")}
+    return Network.model_validate({"network": "keras", "keras": text, **facts})
+
+
+def _from_checkpoint(network: Network, where: str) -> Network:
+    """A Keras network as a checkpoint keeps it."""
+    try:
+        content = json.loads(network.keras or "")
+    except (ValueError, RecursionError):
+        raise InputError(f"{where}, keras", "is not a Keras network file's text") from None
+    if not is_keras(content):
+        raise InputError(f"{where}, keras", "is not a Keras network file's text")
+    return _of_keras(content, where)
 
 
 def _explained(error: ValidationError, where: str) -> InputError:
@@ -229,8 +287,17 @@ def module_file(content: Any, layers: Path) -> Path | None:
     return path
 
 
-def check_size(network: Network, size: tuple[int, int], where: str) -> None:
-    """Raises InputError where the network cannot halve an image of `size` often enough."""
+def array_order(size: Sequence[int]) -> tuple[int, ...]:
+    """(width, height) of an image as (height, width), and back; (depth, height, width) of a volume
+    and the length of a signal stay."""
+    return (size[1], size[0]) if len(size) == 2 else tuple(size)
+
+
+def check_size(network: Network, size: Sequence[int], where: str) -> None:
+    """Raises InputError where the network cannot take an image of `size`; order: array_order."""
+    if network.keras is not None:
+        _check_keras_size(network, size, where)
+        return
     for side in size:
         if side % network.divisor or side < network.divisor:
             below = max(network.divisor, side // network.divisor * network.divisor)
@@ -240,3 +307,19 @@ def check_size(network: Network, size: tuple[int, int], where: str) -> None:
                 f"{network.label} cannot take {size[0]}x{size[1]} pixels",
                 f"multiples of {network.divisor}; the nearest are {below} and {above}",
             )
+
+
+def _check_keras_size(network: Network, size: Sequence[int], where: str) -> None:
+    graph, shown = network.graph, "x".join(map(str, size))
+    try:
+        graph.check_size(array_order(size))
+    except InputError as error:
+        accepted = ""
+        if graph.divisor:
+            accepted = f"multiples of {graph.divisor}"
+        elif None not in graph.input_shape:
+            declared = [side or 0 for side in graph.input_shape[:-1]]
+            accepted = "x".join(map(str, array_order(declared)))
+        told = f"{error.where.removeprefix('layers, ')}: {error.found}"
+        found = f"{network.label} cannot take {shown} pixels; {told}"
+        raise InputError(where, found, accepted) from None

@@ -1,0 +1,1 @@
+"""Keras network files: graph.py reads and checks them, module.py builds them in torch."""
