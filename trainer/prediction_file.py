@@ -36,6 +36,9 @@ from trainer.errors import InputError
 ROWS_AT_ONCE = 64 << 20
 """Bytes of an assembled dataset that are converted at a time."""
 
+MAPPED_AT_ONCE = 256 << 20
+"""After so many bytes of blocks the file is mapped anew: what was written leaves our memory."""
+
 
 class Sink(Protocol):
     """Takes predictions."""
@@ -153,7 +156,8 @@ class AssembledFile:
         self._shares: dict[str, list[NDArray[np.float32]]] = {}
         wholes = {block.whole for block in samples.blocks}
         self._several = len(wholes) > 1
-        self._channels = 0
+        self._channels = self._written = 0
+        self._places: dict[str, tuple[int, tuple[int, ...]]] = {}
 
     def write(self, number: int, output: NDArray[np.float32]) -> None:
         """What the network gives (C, …) for the block with this number."""
@@ -178,6 +182,9 @@ class AssembledFile:
             whole[(slice(None), *region)] += part
         else:
             whole[region] += np.moveaxis(part, 0, -1)
+        self._written += part.nbytes
+        if self._written > MAPPED_AT_ONCE:
+            self._map()
 
     def _key(self, block: Block) -> str:
         return f"{block.whole.input.name}/{block.set_name}" if self._several else block.set_name
@@ -195,15 +202,21 @@ class AssembledFile:
             shapes[key] = (self._channels, *covered) if front else (*covered, self._channels)
             self._shares[key] = [grid.overlaps(axis).clip(1) for axis in range(len(covered))]
         offsets = _allocated(self._beside, shapes, "float16" if self._half else "float32")
-        target = self._beside
         if self._half:
-            target, place = self._sums, 0
+            place = 0
             for key, shape in shapes.items():
                 offsets[key], place = place, place + 4 * int(np.prod(shape))
-            target.touch()
-            _take_space(target, place)
-        for key, shape in shapes.items():
-            self._maps[key] = np.memmap(target, np.float32, "r+", offsets[key], shape)
+            self._sums.touch()
+            _take_space(self._sums, place)
+        self._places = {key: (offsets[key], shape) for key, shape in shapes.items()}
+        self._map()
+
+    def _map(self) -> None:
+        self._maps.clear()
+        self._written = 0
+        file = self._sums if self._half else self._beside
+        for key, (offset, shape) in self._places.items():
+            self._maps[key] = np.memmap(file, np.float32, "r+", offset, shape)
 
     def __enter__(self) -> AssembledFile:
         return self
