@@ -76,14 +76,20 @@ def study(
         ),
     ] = None,
     optimizers: Annotated[
-        str, _option("--optimizers", "-o", help="Comma list: sgd, rmsprop, adagrad, adam, adamw.")
+        str,
+        _option(
+            "--optimizers",
+            "-o",
+            help="Comma list: sgd, rmsprop, adagrad, adam, adamw, lars, lamb, hessian.",
+        ),
     ] = "adam,rmsprop,sgd",
     loss: Annotated[
         str | None,
         _option(
             "--loss",
             "-l",
-            help="Comma list: bce, dice; with several classes nll, dice. [default: all that fit]",
+            help="Comma list: bce, dice, jaccard, focal, lovasz, mse; nll with several classes. "
+            "[default: bce,dice; with several classes nll,dice]",
             show_default=False,
         ),
     ] = None,
@@ -97,10 +103,23 @@ def study(
         bool,
         _option("--lr-scheduler/--no-lr-scheduler", help="Exponential learning rate schedule."),
     ] = False,
+    lr_scheduler_kind: Annotated[
+        str | None,
+        _option(
+            "--lr-scheduler-kind",
+            help="Comma list: exponential, step, multistep, warmup, none, or several multiplied, "
+            "like warmup+step; of several the search chooses.",
+        ),
+    ] = None,
     lr_scheduler_gamma: Annotated[
-        float,
-        _option("--lr-scheduler-gamma", "-lr-gamma", help="Its factor after each epoch."),
-    ] = 0.95,
+        float | None,
+        _option(
+            "--lr-scheduler-gamma",
+            "-lr-gamma",
+            help="Factor of a schedule. [default: exponential 0.95, step and multistep 0.1]",
+            show_default=False,
+        ),
+    ] = None,
     layers: Annotated[
         str | None,
         _option(

@@ -108,6 +108,7 @@ class Driver:
                 loss=params["loss"],
                 weights=self.start.label,
                 evaluated_on=self.settings.select_on,
+                lr_scheduler=params.get("lr_scheduler", ",".join(self.settings.lr_schedules)),
             )
             run_folder = self.new_run_folder(run_name(trial.number))
             self.write_config(run_folder, params)

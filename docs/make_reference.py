@@ -21,6 +21,8 @@ from trainer.config import (
     LearningRateSchedule,
     Loss,
     Optimizer,
+    RandomPatches,
+    Slicer,
     Transform,
 )
 from trainer.networks.description import Network
@@ -30,8 +32,10 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("checkpoints", Checkpoints),
     ("data", Data),
     ("data.transforms[], one key each", Transform),
+    ("data.transforms[].random_patches", RandomPatches),
+    ("data.slicers[]", Slicer),
     ("optimizer", Optimizer),
-    ("optimizer.lr_scheduler", LearningRateSchedule),
+    ("optimizer.lr_scheduler, one or a list", LearningRateSchedule),
     ("loss", Loss),
     ("The network file (layers)", Network),
 )

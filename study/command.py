@@ -68,8 +68,9 @@ def settings_from(options: Given, here: Path) -> Settings:
     check.check_positive("seed", o["seed"], least=0)
     check.check_positive("keep-checkpoints", o["keep_checkpoints"])
     check.check_rates(o["lr_range_min"], o["lr_range_max"])
-    if not 0 < o["lr_scheduler_gamma"] <= 1:
-        found = f"{o['lr_scheduler_gamma']:g} is not a factor"
+    gamma = o["lr_scheduler_gamma"]
+    if gamma is not None and not 0 < gamma <= 1:
+        found = f"{gamma:g} is not a factor"
         raise InputError("--lr-scheduler-gamma", found, "above 0, at most 1")
     name = check.new_name() if o["study_name"] is None else check.check_name(o["study_name"])
     optimizers = check.check_names("optimizers", "optimizer", o["optimizers"])
@@ -105,8 +106,8 @@ def settings_from(options: Given, here: Path) -> Settings:
         losses=losses,
         lr_min=o["lr_range_min"],
         lr_max=o["lr_range_max"],
-        lr_scheduler=o["lr_scheduler"],
-        lr_scheduler_gamma=o["lr_scheduler_gamma"],
+        lr_schedules=check.check_schedules(o["lr_scheduler_kind"], o["lr_scheduler"]),
+        lr_scheduler_gamma=gamma,
         seed=o["seed"],
         select_on=chosen["select_on"],
         metric=chosen["metric"],

@@ -49,6 +49,7 @@ class TrialRecord:
     cause: str = ""
     weights: str = ""
     evaluated_on: str = ""
+    lr_scheduler: str = ""
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> TrialRecord:
@@ -71,6 +72,7 @@ class TrialRecord:
             "cause",
             "weights",
             "evaluated_on",
+            "lr_scheduler",
         )
         return {key: getattr(self, key) for key in (*published, *ours)} | {
             "metric": metric,

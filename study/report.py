@@ -139,7 +139,9 @@ def print_settings(
 ) -> None:
     """The settings of a study, what was found in its data, and where it will run."""
     s = settings
-    schedule = f"exponential, gamma {s.lr_scheduler_gamma:g}" if s.lr_scheduler else "none"
+    schedule = " or ".join(s.lr_schedules) or "none"
+    if s.lr_schedules and s.lr_scheduler_gamma is not None:
+        schedule += f", gamma {s.lr_scheduler_gamma:g}"
     on = (
         "the validation images"
         if s.select_on == "validation"

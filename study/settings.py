@@ -15,6 +15,7 @@ from trainer.config import (
     LOSSES_OF_CLASSES,
     LOSSES_OF_FOREGROUND,
     OPTIMIZERS,
+    SCHEDULES,
     known_name,
 )
 from trainer.data.labels import MaskClass
@@ -42,6 +43,7 @@ CHANGEABLE = (
     "timeout",
     "keep-checkpoints",
 )
+USUAL_LOSSES, USUAL_LOSSES_OF_CLASSES = ("bce", "dice"), ("nll", "dice")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -62,8 +64,8 @@ class Settings:
     losses: tuple[str, ...]
     lr_min: float
     lr_max: float
-    lr_scheduler: bool
-    lr_scheduler_gamma: float
+    lr_schedules: tuple[str, ...]
+    lr_scheduler_gamma: float | None
     seed: int
     select_on: str
     metric: str
@@ -97,7 +99,8 @@ class Settings:
             "loss": ",".join(self.losses),
             "lr-range-min": self.lr_min,
             "lr-range-max": self.lr_max,
-            "lr-scheduler": self.lr_scheduler,
+            "lr-scheduler": bool(self.lr_schedules),
+            "lr-scheduler-kind": ",".join(self.lr_schedules) or None,
             "lr-scheduler-gamma": self.lr_scheduler_gamma,
             "seed": self.seed,
             "select-on": self.select_on,
@@ -161,16 +164,37 @@ def check_names(option: str, kind: str, text: str) -> tuple[str, ...]:
 
 
 def check_losses(text: str | None, classes: Sequence[MaskClass]) -> tuple[str, ...]:
-    """The losses that trials choose from: all that fit the classes, or some of them."""
+    """The losses that trials choose from: the usual two, or those of `text` that fit."""
     fitting = LOSSES_OF_CLASSES if len(classes) > 2 else LOSSES_OF_FOREGROUND
     if text is None:
-        return fitting
+        return USUAL_LOSSES_OF_CLASSES if len(classes) > 2 else USUAL_LOSSES
     names = check_names("loss", "loss", text)
     for name in names:
         if name not in fitting:
             what = f"{len(classes)} classes" if len(classes) > 2 else "one foreground class"
             raise InputError("--loss", f"{name} does not fit {what}", ", ".join(fitting))
     return names
+
+
+def check_schedules(text: str | None, on: bool) -> tuple[str, ...]:
+    """The learning rate schedules that trials choose from; none for a constant rate.
+
+    Kinds with a plus between them are multiplied, like warmup+exponential.
+    """
+    if text is None:
+        return ("exponential",) if on else ()
+    kinds = []
+    for chain in text.split(","):
+        names = [name.strip() for name in chain.split("+")]
+        if [name.lower() for name in names] == ["none"]:
+            kinds.append("none")
+            continue
+        try:
+            kinds.append("+".join(known_name("lr_scheduler", name, SCHEDULES) for name in names))
+        except InputError as error:
+            accepted = f"{error.accepted}, none; several with a plus, like warmup+exponential"
+            raise InputError("--lr-scheduler-kind", error.found, accepted) from None
+    return tuple(dict.fromkeys(kinds))
 
 
 def check_positive(option: str, value: int, least: int = 1) -> int:
@@ -228,7 +252,7 @@ def check_weights(value: str, transfer_learning: str) -> str:
     path = Path(given)
     if not path.is_file():
         hint = nearest(given, ("auto", "imagenet", "none")) if not transfer_learning else ""
-        accepted = "a file (.pt, .safetensors, .h5)" + (
+        accepted = f"a file ({', '.join(CHECKPOINT_SUFFIXES)})" + (
             "" if transfer_learning else ", auto, imagenet, none"
         )
         raise InputError(option, f"there is no file '{given}'{hint}", accepted)

@@ -21,16 +21,23 @@ AUGMENT_LIGHT_INPUTS: list[dict[str, float]] = [
     {"random_contrast": 0.2},
 ]
 
+HESSIAN_ITERATIONS = 10
+"""In each batch; the language's default of 2000 is for a batch that is all the data."""
+
 
 def suggest(trial: optuna.Trial, settings: Settings) -> dict[str, Any]:
-    """One point: optimizer, learning_rate (log-uniform), loss; in the published order."""
-    return {
+    """One point: optimizer, learning_rate (log-uniform), loss, in the published order; then
+    lr_scheduler where several kinds are named."""
+    point: dict[str, Any] = {
         "optimizer": trial.suggest_categorical("optimizer", settings.optimizers),
         "learning_rate": trial.suggest_float(
             "learning_rate", settings.lr_min, settings.lr_max, log=True
         ),
         "loss": trial.suggest_categorical("loss", settings.losses),
     }
+    if len(settings.lr_schedules) > 1:
+        point["lr_scheduler"] = trial.suggest_categorical("lr_scheduler", settings.lr_schedules)
+    return point
 
 
 def first_point(settings: Settings) -> dict[str, Any]:
@@ -43,6 +50,7 @@ def first_point(settings: Settings) -> dict[str, Any]:
         "optimizer": settings.optimizers[0],
         "learning_rate": math.sqrt(settings.lr_min * settings.lr_max),
         "loss": settings.losses[0],
+        **({"lr_scheduler": settings.lr_schedules[0]} if len(settings.lr_schedules) > 1 else {}),
     }
 
 
@@ -56,6 +64,30 @@ def test_folders(layout: Layout) -> tuple[Path, Path | None]:
 def folder_text(path: Path) -> str:
     """A folder as configurations write it, with a slash at its end."""
     return f"{path}/"
+
+
+def schedule_sections(kinds: str, settings: Settings) -> list[dict[str, Any]]:
+    """What `lr_scheduler` says for kinds like warmup+step: with epochs that suit the trial's.
+
+    A step changes the rate twice, at a third and two thirds; a multistep at a half and three
+    quarters; a warm-up takes a tenth.
+    """
+    epochs, gamma = settings.num_epochs, settings.lr_scheduler_gamma
+    told: dict[str, dict[str, Any]] = {
+        "exponential": {"gamma": 0.95 if gamma is None else gamma},
+        "step": {"gamma": 0.1 if gamma is None else gamma, "step_size": max(1, -(-epochs // 3))},
+        "multistep": {
+            "gamma": 0.1 if gamma is None else gamma,
+            "milestones": sorted({max(1, epochs // 2), max(1, epochs * 3 // 4)}),
+        },
+        "warmup": {"num_epochs": max(1, epochs // 10), "start_factor": 0.1},
+    }
+    names = {"exponential": "Exponential", "step": "Step", "multistep": "MultiStep"}
+    return [
+        {"type": names.get(kind, "Warmup"), **told[kind], "verbose": True}
+        for kind in kinds.split("+")
+        if kind != "none"
+    ]
 
 
 def loss_section(function: str, settings: Settings) -> dict[str, Any]:
@@ -107,9 +139,11 @@ def render(
         "type": params["optimizer"],
         "learning_rate": params["learning_rate"],
     }
-    if settings.lr_scheduler:
-        gamma = settings.lr_scheduler_gamma
-        optimizer["lr_scheduler"] = {"type": "Exponential", "gamma": gamma, "verbose": True}
+    if params["optimizer"] == "hessian":
+        optimizer["max_iterations"] = HESSIAN_ITERATIONS
+    kinds = params.get("lr_scheduler") or (settings.lr_schedules or ("none",))[0]
+    if sections := schedule_sections(kinds, settings):
+        optimizer["lr_scheduler"] = sections if len(sections) > 1 else sections[0]
     checkpoints: dict[str, Any] = {"save": "checkpoints/", "interval": 1} if foreign else {}
     if load:
         checkpoints["load"] = load

@@ -37,7 +37,8 @@ def number(value: Any) -> str:
 
 def settings_of(params: dict[str, Any]) -> str:
     """A trial's point in the search space on one line."""
-    return f"{params['optimizer']}, {params['loss']}, rate {params['learning_rate']:.2e}"
+    schedule = f", {params['lr_scheduler']}" if "lr_scheduler" in params else ""
+    return f"{params['optimizer']}, {params['loss']}, rate {params['learning_rate']:.2e}{schedule}"
 
 
 def classes_of(record: TrialRecord) -> str:

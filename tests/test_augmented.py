@@ -60,9 +60,9 @@ def test_the_versions_are_what_a_training_computes(
     steps = train._steps
 
     def caught(*arguments: Any, **named: Any) -> Any:
-        for inputs, targets in steps(*arguments, **named):
+        for inputs, targets, number in steps(*arguments, **named):
             seen.append((inputs.numpy().copy(), targets.numpy().copy()))
-            yield inputs, targets
+            yield inputs, targets, number
 
     monkeypatch.setattr(train, "_steps", caught)
     monkeypatch.chdir(folder)  # a run goes into its folder

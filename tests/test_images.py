@@ -7,16 +7,18 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from trainer.config import Data
 from trainer.data import cache
 from trainer.data.cache import ImageSet
 from trainer.data.folders import Pair, find_layout, list_images, pair
-from trainer.data.images import read_image, read_mask
+from trainer.data.images import Step, open_image, read_image, read_mask, read_pixels
 from trainer.data.masks import Masks, MaskValues, binary, read_masks
 from trainer.errors import InputError, joined
 from trainer.evaluate import OwnSizeMasks
@@ -478,3 +480,72 @@ def test_colours_of_one_brightness_are_told() -> None:
     values.add(red_on_white.max(axis=2), red_on_white)
     with pytest.raises(InputError, match="paint the background black"):
         values.meaning("masks")
+
+
+def words(*shape: int) -> NDArray[np.uint16]:
+    return np.random.default_rng(5).integers(0, 65536, shape).astype(np.uint16)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_images_of_sixteen_bit(tmp_path: Path, suffix: str) -> None:
+    """As float32 in the units of 8 bit; colours as RGB, whatever OpenCV thinks."""
+    grey, colour = words(6, 5), words(6, 5, 3)
+    cv2.imwrite(str(tmp_path / f"g.{suffix}"), grey)
+    cv2.imwrite(str(tmp_path / f"c.{suffix}"), colour[..., ::-1])
+    found = read_pixels(tmp_path / f"g.{suffix}", 1)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[0], grey / 65535 * 255, rtol=1e-6)
+    three = read_pixels(tmp_path / f"g.{suffix}", 3)
+    np.testing.assert_array_equal(three, np.repeat(found, 3, axis=0))
+    rgb = read_pixels(tmp_path / f"c.{suffix}", 3)
+    np.testing.assert_allclose(rgb, colour.transpose(2, 0, 1) / 65535 * 255, rtol=1e-6)
+    luma = colour @ np.array([0.299, 0.587, 0.114]) / 65535 * 255
+    np.testing.assert_allclose(read_pixels(tmp_path / f"c.{suffix}", 1)[0], luma, rtol=1e-5)
+    with pytest.raises(InputError, match="more than 8 bits"):
+        open_image(tmp_path / f"c.{suffix}")
+
+
+def test_sixteen_bit_is_resized_as_eight_bit_is(tmp_path: Path) -> None:
+    eight = np.random.default_rng(5).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    Image.fromarray(eight).save(tmp_path / "8.png")
+    cv2.imwrite(str(tmp_path / "16.png"), eight[..., ::-1].astype(np.uint16) * 257)
+    steps: list[Step] = [("resize", (12, 9)), ("center_crop", (7, 4))]
+    shallow = read_pixels(tmp_path / "8.png", 3, steps)
+    deep = read_pixels(tmp_path / "16.png", 3, steps)
+    assert shallow.dtype == np.uint8 and shallow.shape == deep.shape == (3, 4, 7)
+    np.testing.assert_allclose(deep, shallow, atol=1)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_without_its_colours_an_image_keeps_its_channels(tmp_path: Path, grey: bool) -> None:
+    Image.fromarray(np.full((2, 2, 3), (200, 10, 10), np.uint8)).save(tmp_path / "c.png")
+    found = read_pixels(tmp_path / "c.png", 3, grey=grey)[:, 0, 0].tolist()
+    assert found == ([67, 67, 67] if grey else [200, 10, 10])
+
+
+def test_depths_do_not_mix_in_memory(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    cv2.imwrite(str(tmp_path / "b.png"), words(4, 4))
+    pairs = [Pair(tmp_path / name, (), name) for name in ("a.png", "b.png")]
+    with pytest.raises(InputError, match=r"b\.png: has 16 bits a channel, a\.png has 8"):
+        ImageSet(pairs, 1).preload(1)
+    deep = ImageSet(pairs[::-1], 1)
+    deep.preload(1)
+    x, _ = deep.batch(torch.arange(2))
+    assert x.dtype == torch.float32
+    np.testing.assert_allclose(x[0, 0], words(4, 4) / 65535 * 255, rtol=1e-6)
+
+
+def test_a_crop_is_the_middle_of_image_and_mask(tmp_path: Path) -> None:
+    image = np.arange(63, dtype=np.uint8).reshape(7, 9)
+    (pair,) = save_pairs(tmp_path, [(image, image)])
+    data = Data.model_validate({"transforms": [{"center_crop": [4, 3]}]})
+    images = ImageSet([pair], 1, data=data)
+    x, y = images.batch(torch.arange(1))
+    assert y is not None and x.shape == (1, 1, 3, 4) and images.shape == (1, 3, 4)
+    np.testing.assert_array_equal(x[0, 0], image[2:5, 2:6])
+    np.testing.assert_array_equal(y[0, 0], image[2:5, 2:6])
+    assert not images.own_size_comparable
+    data = Data.model_validate({"transforms": [{"center_crop": [4, 8]}]})
+    with pytest.raises(InputError, match=r"0\.png: is 9x7 pixels, center_crop is 4x8"):
+        ImageSet([pair], 1, data=data).batch(torch.arange(1))

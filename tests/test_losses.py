@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from trainer.config import LearningRateSchedule, Loss, Optimizer
 from trainer.errors import InputError
 from trainer.losses import bce, build_loss, dice
-from trainer.optimizers import build_optimizer
+from trainer.networks.smp import import_smp
+from trainer.optimizers import build_optimizer, step
 from trainer.schedules import build_schedule
 
 RNG = np.random.default_rng(0)
@@ -114,13 +116,98 @@ def test_the_exponential_schedule() -> None:
     optimizer = build_optimizer(
         [nn.Parameter(torch.ones(1))], Optimizer(type="sgd", learning_rate=0.3)
     )
-    schedule = build_schedule(optimizer, LearningRateSchedule(type="Exponential", gamma=0.9))
+    schedule = build_schedule(optimizer, [LearningRateSchedule(type="Exponential", gamma=0.9)])
     assert schedule
     for epoch in range(1, 8):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3 * 0.9 ** (epoch - 1))
         optimizer.step()
         schedule.step()
-    assert build_schedule(optimizer, None) is None
+    assert build_schedule(optimizer, []) is None
+
+
+RATES: list[tuple[list[dict[str, Any]], list[float]]] = [
+    ([{"type": "Step", "gamma": 0.5, "step_size": 2}], [1, 1, 0.5, 0.5, 0.25, 0.25]),
+    ([{"type": "MultiStep", "gamma": 0.1, "milestones": [1, 4]}], [1, 0.1, 0.1, 0.1, 0.01, 0.01]),
+    ([{"type": "Warmup", "num_epochs": 4, "start_factor": 0.2}], [0.2, 0.4, 0.6, 0.8, 1, 1]),
+    (
+        [
+            {"type": "Warmup", "num_epochs": 2, "start_factor": 0.5},
+            {"type": "Exponential", "gamma": 0.9},
+        ],
+        [0.5, 0.75 * 0.9, 0.81, 0.729, 0.6561, 0.59049],
+    ),
+]
+
+
+@pytest.mark.parametrize(("schedules", "rates"), RATES)
+def test_schedules_equal_their_closed_form(
+    schedules: list[dict[str, Any]], rates: list[float]
+) -> None:
+    settings = Optimizer(type="sgd", learning_rate=0.3, lr_scheduler=schedules)
+    optimizer = build_optimizer([nn.Parameter(torch.ones(1))], settings)
+    schedule = build_schedule(optimizer, settings.schedules)
+    assert schedule
+    for rate in rates:
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3 * rate)
+        optimizer.step()
+        schedule.step()
+
+
+def test_lars_adapts_without_weight_decay() -> None:
+    parameter = nn.Parameter(torch.full((4,), 2.0))
+    settings = Optimizer(type="LARS", learning_rate=1.0, eta=0.01)
+    optimizer = build_optimizer([parameter], settings)
+    (parameter * 50).sum().backward()  # |w| = 4, |g| = 100: a step of 0.01 * 4 / 100 * 50
+    optimizer.step()
+    assert parameter.tolist() == pytest.approx([2 - 0.02] * 4, rel=1e-5)
+
+
+def test_lamb_does_not_clip_and_adapts_without_weight_decay() -> None:
+    parameter = nn.Parameter(torch.full((4,), 2.0))
+    optimizer = build_optimizer([parameter], Optimizer(type="lamb", learning_rate=0.1))
+    (parameter * 50).sum().backward()  # Adam's first step is 1 each; |w| / |1111| = 2
+    optimizer.step()
+    assert parameter.tolist() == pytest.approx([2 - 0.1 * 2] * 4, rel=1e-5)
+
+
+def test_hessian_solves_a_quadratic_in_one_step() -> None:
+    parameter = nn.Parameter(torch.tensor([3.0, -2.0]))
+    scale = torch.tensor([1.0, 50.0])
+    optimizer = build_optimizer([parameter], Optimizer(type="Hessian", max_iterations=50))
+
+    def compute() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (scale * (parameter - 1) ** 2).sum()
+        loss.backward()
+        return loss
+
+    assert float(step(optimizer, compute, again=False)) == pytest.approx(4 + 450)
+    assert parameter.tolist() == pytest.approx([1, 1], abs=1e-4)
+
+
+def test_a_step_that_is_interrupted_leaves_the_parameters_as_they_were() -> None:
+    parameter = nn.Parameter(torch.tensor([3.0, -2.0]))
+    optimizer = build_optimizer([parameter], Optimizer(type="Hessian"))
+    calls = []
+
+    def compute() -> torch.Tensor:
+        calls.append(parameter.detach().clone())
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        optimizer.zero_grad()
+        loss = (parameter**4).sum()
+        loss.backward()
+        return loss
+
+    with pytest.raises(KeyboardInterrupt):
+        step(optimizer, compute, again=False)
+    assert not torch.equal(calls[-1], calls[0]) and torch.equal(parameter, calls[0])
+
+
+def test_nothing_trainable_is_told() -> None:
+    frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+    with pytest.raises(InputError, match="no parameter is trainable"):
+        build_optimizer([frozen], Optimizer(type="adam"))
 
 
 def test_losses_of_several_classes_equal_their_formulas() -> None:
@@ -139,7 +226,155 @@ def test_losses_of_several_classes_equal_their_formulas() -> None:
     assert float(dice) == pytest.approx(1 - np.mean(sums), rel=1e-5)
 
 
-@pytest.mark.parametrize(("name", "classes"), [("bce", 3), ("nll", 1)])
-def test_a_loss_that_does_not_fit_the_classes(name: str, classes: int) -> None:
-    with pytest.raises(InputError, match=rf"loss.function: {name} does not fit"):
-        build_loss(Loss(function=name), classes)
+def test_a_loss_that_does_not_fit_the_classes() -> None:
+    with pytest.raises(InputError, match=r"loss.function: nll does not fit"):
+        build_loss(Loss(function="nll"), 1)
+
+
+CLASSES = 4
+SCORES = torch.from_numpy(RNG.normal(0, 2, (3, CLASSES, 5, 6)).astype(np.float32))
+NUMBERS = torch.from_numpy(RNG.integers(0, CLASSES, (3, 1, 5, 6)).astype(np.float32))
+HOT = F.one_hot(NUMBERS[:, 0].long(), CLASSES).movedim(-1, 1).float()
+WEIGHT = [0.5, 2.0, 1.0, 0.0]
+
+
+def value(logits: torch.Tensor, target: torch.Tensor, end: str = "softmax", **loss: Any) -> float:
+    built = build_loss(Loss(**loss), logits.shape[1], activation=end)
+    return float(built(logits, target))
+
+
+def weighed(of_class: Any, weight: list[float] | None) -> float:
+    return float(np.average(np.asarray(of_class), weights=weight))
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+@pytest.mark.parametrize("end", ["softmax", "log_softmax", "sigmoid"])
+@pytest.mark.parametrize("name", ["dice", "jaccard"])
+def test_overlaps_of_classes_equal_their_formulas(
+    name: str, end: str, weight: list[float] | None
+) -> None:
+    p = SCORES.sigmoid() if end == "sigmoid" else SCORES.softmax(1)
+    both, sums = (p * HOT).sum((0, 2, 3)), (p + HOT).sum((0, 2, 3))
+    top, bottom = (2 * both, sums) if name == "dice" else (both, sums - both)
+    of_class = 1 - (top + 1e-7) / (bottom + 1e-7)
+    found = value(SCORES, NUMBERS, end, function=name, weight=weight, source=end)
+    assert found == pytest.approx(weighed(of_class, weight), rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [None, [1.0, 3.0, 0.5, 2.0]])
+@pytest.mark.parametrize("ignored", [None, 2])
+def test_nll_equals_torch(weight: list[float] | None, ignored: int | None) -> None:
+    expected = F.nll_loss(
+        SCORES.log_softmax(1),
+        NUMBERS[:, 0].long(),
+        weight=torch.tensor(weight) if weight else None,
+        ignore_index=-100 if ignored is None else ignored,
+    )
+    found = value(SCORES, NUMBERS, function="nll", weight=weight, ignore_index=ignored)
+    assert found == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_nll_of_volumes_and_of_labels() -> None:
+    volume, numbers = SCORES[..., None].expand(-1, -1, -1, -1, 7), NUMBERS[..., None]
+    of_volume = value(volume, numbers.expand(-1, -1, -1, -1, 7), function="nll")
+    assert of_volume == pytest.approx(value(SCORES, NUMBERS, function="nll"), rel=1e-6)
+    labels = torch.tensor([0, 3, 1])
+    built = build_loss(Loss(function="NLL"), CLASSES, "labels", "log_softmax")
+    expected = F.cross_entropy(SCORES[:, :, 0, 0], labels)
+    assert float(built(SCORES[:, :, 0, 0], labels)) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_binary_cross_entropy_of_probabilities_that_exclude_each_other() -> None:
+    p = SCORES.double().softmax(1)
+    expected = F.binary_cross_entropy(p, HOT.double())
+    assert value(SCORES, NUMBERS, function="bce") == pytest.approx(float(expected), rel=1e-5)
+    extreme = torch.tensor([[[[60.0]], [[-60.0]]]]).requires_grad_()
+    loss = build_loss(Loss(function="bce"), 2, activation="softmax")(
+        extreme, torch.zeros(1, 1, 1, 1)
+    )
+    loss.backward()
+    assert float(loss) == pytest.approx(0, abs=1e-6)
+    assert extreme.grad is not None and bool(extreme.grad.isfinite().all())
+
+
+def test_two_weights_of_one_output_weigh_background_and_foreground() -> None:
+    logits, target = torch.from_numpy(LOGITS), torch.from_numpy(TARGET).round()
+    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    w = torch.where(target == 1, 3.0, 0.5)
+    found = value(logits, target, "sigmoid", function="focal", gamma=0.0, weight=[0.5, 3.0])
+    assert found == pytest.approx(float((each * w).sum() / w.sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_focal_equals_its_formula(gamma: float) -> None:
+    p = SCORES.double().softmax(1).gather(1, NUMBERS.long())
+    expected = (-((1 - p) ** gamma) * p.log()).mean()
+    found = value(SCORES, NUMBERS, function="focal", gamma=gamma)
+    assert found == pytest.approx(float(expected), rel=1e-5)
+    logits, target = torch.from_numpy(LOGITS), torch.from_numpy(TARGET).round()
+    q = torch.where(target == 1, logits.double().sigmoid(), (-logits.double()).sigmoid())
+    expected = (-((1 - q) ** gamma) * q.log()).mean()
+    found = value(logits, target, "sigmoid", function="focal", gamma=gamma)
+    assert found == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_lovasz_equals_another_implementation() -> None:
+    smp = import_smp()
+    expected = smp.losses.LovaszLoss("multiclass", per_image=False)(SCORES, NUMBERS[:, 0].long())
+    assert value(SCORES, NUMBERS, function="lovasz") == pytest.approx(float(expected), rel=1e-5)
+    logits, target = torch.from_numpy(LOGITS), torch.from_numpy(TARGET).round()
+    expected = smp.losses.LovaszLoss("binary", per_image=False)(logits, target)
+    found = value(logits, target, "sigmoid", function="lovasz")
+    assert found == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_mean_squared_error_of_what_the_network_gives() -> None:
+    logits, target = torch.from_numpy(LOGITS), torch.from_numpy(TARGET)
+    found = value(logits, target, "sigmoid", function="mse")
+    assert found == pytest.approx(float(((logits.sigmoid() - target) ** 2).mean()), rel=1e-5)
+    built = build_loss(Loss(function="MSE"), 1, "foreground", None)
+    assert float(built(logits, target)) == pytest.approx(float(((logits - target) ** 2).mean()))
+    found = value(SCORES, NUMBERS, function="mse")
+    assert found == pytest.approx(float(((SCORES.softmax(1) - HOT) ** 2).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dice", "jaccard", "focal", "lovasz"])
+def test_ignored_targets_change_nothing(name: str) -> None:
+    target = NUMBERS.clone()
+    target[0] = 9  # no class of the network
+    changed = SCORES.clone()
+    changed[0] += 5
+    built = build_loss(Loss(function=name, ignore_index=9), CLASSES, activation="softmax")
+    assert float(built(changed, target)) == pytest.approx(float(built(SCORES, target)), rel=1e-6)
+    rest = build_loss(Loss(function=name), CLASSES, activation="softmax")
+    assert float(built(SCORES, target)) == pytest.approx(
+        float(rest(SCORES[1:], NUMBERS[1:])), rel=1e-5
+    )
+    nothing = built(SCORES.requires_grad_(), torch.full_like(target, 9))
+    assert bool(nothing.isfinite())
+
+
+@pytest.mark.parametrize("name", ["bce", "dice", "jaccard", "focal", "lovasz", "mse"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_empty_target_is_finite_and_has_a_gradient(name: str, dtype: torch.dtype) -> None:
+    logits = torch.full((2, 1, 4, 4), 3.0, dtype=dtype, requires_grad=True)
+    loss = build_loss(Loss(function=name), 1)(logits, torch.zeros(2, 1, 4, 4))
+    loss.backward()
+    assert loss.dtype == torch.float32 and bool(loss.isfinite()) and float(loss) > 0
+    assert logits.grad is not None and bool(logits.grad.isfinite().all())
+
+
+REFUSED: list[tuple[dict[str, Any], int, Any, str | None, str]] = [
+    ({"function": "nll"}, 3, "classes", "sigmoid", "exclude each other"),
+    ({"function": "dice", "weight": [1.0, 2.0]}, 3, "classes", "softmax", "2 numbers for 3"),
+    ({"function": "dice", "ignore_index": 1}, 1, "foreground", "sigmoid", "no class numbers"),
+    ({"function": "nll"}, 3, "channels", "sigmoid", "targets that are images"),
+]
+
+
+@pytest.mark.parametrize(("loss", "outputs", "task", "end", "words"), REFUSED)
+def test_what_does_not_fit_is_told(
+    loss: dict[str, Any], outputs: int, task: Any, end: str | None, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        build_loss(Loss(**loss), outputs, task, end)

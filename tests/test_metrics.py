@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainer.metrics import Counts, ImageScore, accuracy, dice, iou, mean, summary, total
+from trainer.metrics import (
+    Counts,
+    ImageScore,
+    LabelScore,
+    accuracy,
+    dice,
+    iou,
+    label_summary,
+    mean,
+    summary,
+    total,
+)
 
 
 def counts(predicted: np.ndarray, truth: np.ndarray) -> Counts:
@@ -112,3 +123,12 @@ def test_a_score_comes_back_from_result_json() -> None:
 
 def test_mean_of_nothing() -> None:
     assert mean([]) is None and mean([1.0, 2.0]) == 1.5
+
+
+def test_labels_are_right_or_wrong() -> None:
+    rows = [("a", 0, 0), ("b", 0, 1), ("c", 1, 1), ("d", 2, 0)]
+    found = label_summary([LabelScore(*row) for row in rows], ("cat", "dog", "owl"))
+    assert found["accuracy"] == 0.5 and found["foreground_dice"] is None
+    assert found["class_accuracy"] == {"cat": 0.5, "dog": 1.0, "owl": 0.0}
+    told = LabelScore("b", 0, 1).as_dict()
+    assert told == {"name": "b", "label": 0, "predicted": 1, "correct": False}

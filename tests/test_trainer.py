@@ -23,11 +23,9 @@ from PIL import Image
 
 from trainer.__main__ import main, parse, translated
 from trainer.checkpoint import load_checkpoint
-from trainer.config import Data
 from trainer.data.cache import ImageSet
 from trainer.errors import InputError, NoSpace, OutOfMemory
 from trainer.events import EventReader
-from trainer.prediction_file import PredictionFile
 from trainer.stopping import StopRequest
 
 Build = Callable[..., dict[str, Any]]
@@ -891,17 +889,6 @@ def test_the_hub_is_never_asked(train: Train, configuration: Build) -> None:
         patch.setattr("trainer.__main__.load_config", lambda _: asked.append(dict(os.environ)))
         train(configuration())
     assert asked[0]["HF_HUB_OFFLINE"] == "1"
-
-
-def test_predictions_are_held_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[Any] = []
-    monkeypatch.setattr(
-        "trainer.prediction_file.write_atomically", lambda _, data: written.append(data)
-    )
-    data = Data(input_path="a", test_output_path=str(tmp_path))
-    with PredictionFile(data, 1, None) as sink:
-        sink.write("a.png", np.zeros((1, 4, 4), np.float32))
-    assert isinstance(written[0], memoryview), "bytes would be a copy"
 
 
 def test_a_full_disk_is_told_and_earlier_files_stay(

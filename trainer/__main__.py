@@ -49,6 +49,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", help="configuration file (JSON)")
     what.add_argument("--describe", metavar="LAYERS", help="print what a network file describes")
+    what.add_argument("--check", metavar="CONFIG", help="print which keys of a configuration act")
+    schema = "print the JSON Schema of configurations"
+    what.add_argument("--schema", action="store_true", help=schema)
     parser.add_argument("--at", metavar="256x256", help="with --describe: for this image size")
     parser.add_argument("--app", default="dnn", help="kind of run: dnn (default)")
     parser.add_argument("--run-folder", help="work in this folder and write events there too")
@@ -123,6 +126,22 @@ def describe(path: str, at: str | None = None) -> int:
     return 0
 
 
+def explain(check: str | None) -> int:
+    """Prints which keys of the configuration `check` act, or without one the JSON Schema."""
+    from trainer.explain import schema, told
+
+    if check is None:
+        print(json.dumps(schema(), indent=1))
+        return 0
+    try:
+        lines = list(told(load_config(check)))
+    except RmlError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    print("\n".join(lines))
+    return 0
+
+
 def limit_threads(threads: int | None) -> None:
     """Tells OpenMP its threads, and to sleep soon where they wait for each other.
 
@@ -180,6 +199,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when torch and the networks are imported
     if options.describe:
         return describe(options.describe, options.at)
+    if options.check or options.schema:
+        return explain(options.check)
     folder: Path | None = None
     console = Console()
     events = EventLog(None)

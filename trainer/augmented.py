@@ -9,25 +9,27 @@ random numbers are the trainer's own. Nothing is trained and no network is built
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Tensor
 
 from trainer.config import Config, Transform, load_config
 from trainer.data.cache import ImageSet
 from trainer.data.folders import Pair
 from trainer.data.images import open_image, read_image
 from trainer.data.masks import read_masks
-from trainer.data.order import batch_seed, epoch_order
-from trainer.data.transforms import BatchTransform
+from trainer.data.order import epoch_order
+from trainer.data.samples import Item
+from trainer.data.transforms import RANDOM, SIZING, BatchTransform
 from trainer.errors import InputError, nearest
 from trainer.evaluate import PIXEL_THRESHOLD
 from trainer.overlay import colour_of
-from trainer.parts import Parts, Usage, open_parts, usage_of
+from trainer.parts import Parts, Usage, open_run
 
 PARTS = ("training", "validation", "test")
 VERSIONS = 6
@@ -83,7 +85,7 @@ def read_config(path: Path) -> Config:
     return config.model_copy(update=update)
 
 
-def find_case(pairs: list[Pair], case: str, part: str) -> int:
+def find_case(pairs: Sequence[Item], case: str, part: str) -> int:
     """The index of a case: `case` is a name, its stem, or the index (from 0) itself.
 
     Raises InputError that tells how many there are, or the nearest name.
@@ -104,7 +106,7 @@ def find_case(pairs: list[Pair], case: str, part: str) -> int:
     raise InputError(f"--case {case}", f"no {part} image is called so{hint}", accepted)
 
 
-def _range(pairs: list[Pair]) -> str:
+def _range(pairs: Sequence[Item]) -> str:
     return f"0 to {len(pairs) - 1}"
 
 
@@ -112,8 +114,7 @@ def show_case(config_path: Path, case: str, part: str | None) -> Shown:
     """All that is drawn of a case. Raises InputError for what a training would refuse, and for a
     part or a case that is not there."""
     config = read_config(config_path)
-    parts = open_parts(config)
-    usage = usage_of(config, parts)
+    parts, usage = open_run(config)
     sizes = parts.sizes()
     part = part or next(iter(sizes))
     if part not in sizes:
@@ -121,14 +122,19 @@ def show_case(config_path: Path, case: str, part: str | None) -> Shown:
         raise InputError(f"--part {part}", found, " or ".join(sizes))
     index = find_case(sizes[part], case, part)
     pair = sizes[part][index]
-    images = ImageSet([pair], usage.network.in_channels, usage.size, usage.masks)
+    transform, images = usage.transform(), usage.open([pair])
+    labelled = usage.aim.task == "labels"
+    if not isinstance(pair, Pair) or not isinstance(images, ImageSet) or labelled:
+        found = "there are no masks to be drawn" if isinstance(pair, Pair) else "these are arrays"
+        raise InputError(str(config_path), found, "a configuration of images and masks")
     raw, raw_targets = images.batch(torch.zeros(1, dtype=torch.long))
-    transform = BatchTransform(usage.data, usage.network.classes)
-    prepared = transform.inputs(raw)
-    targets = None if raw_targets is None else transform.targets(raw_targets)
+    prepared, targets = transform.evaluated(raw, raw_targets, torch.tensor([index]))
     channels = "1 channel" if usage.network.in_channels == 1 else "3 channels"
-    told = f"{raw.shape[3]}x{raw.shape[2]}, {channels}, {_values(prepared)}"
-    views = [_on_disk(pair, usage), _view("as the network gets it", told, prepared, targets, usage)]
+    told = f"{prepared.shape[3]}x{prepared.shape[2]}, {channels}, {_values(prepared)}"
+    views = [
+        _on_disk(pair, usage),
+        _view("as the network gets it", told, prepared, targets, transform),
+    ]
     lines = [
         f"{part} image {index} of {len(sizes[part])} (0 is the first)",
         f"always: {_listed(usage, random=False) or 'nothing'}; values are pixel / 255 before",
@@ -140,28 +146,25 @@ def show_case(config_path: Path, case: str, part: str | None) -> Shown:
         lines.append("no random transform: the network sees the same in every epoch")
     elif raw_targets is not None:
         lines.append(f"drawn anew in every epoch: {random}")
-        views += _versions(raw, raw_targets, index, config, parts, usage)
+        views += _versions(raw, raw_targets, index, config, parts, transform)
     return Shown(pair.name, lines, views, usage.masks.names if usage.masks else ["", "foreground"])
 
 
 def _versions(
-    raw: Tensor, raw_targets: Tensor, index: int, config: Config, parts: Parts, usage: Usage
+    raw: Tensor,
+    raw_targets: Tensor,
+    index: int,
+    config: Config,
+    parts: Parts,
+    transform: BatchTransform,
 ) -> list[View]:
-    """The case in the first epochs. Random numbers depend on the batch's size and on the place in
-    it, not on the other images: copies of the case stand for them."""
-    transform = BatchTransform(usage.data, usage.network.classes)
+    """The case in the first epochs."""
     views = []
     for epoch in range(1, VERSIONS + 1):
-        batches = epoch_order(parts.seed, epoch, len(parts.training)).split(config.data.batch_size)
-        batch, own = next((b, o) for b, o in enumerate(batches, start=1) if (o == index).any())
-        place = int((own == index).nonzero()[0, 0])
-        x, y = transform.augmented(
-            raw.expand(len(own), -1, -1, -1),
-            raw_targets.expand(len(own), -1, -1, -1),
-            Generator().manual_seed(batch_seed(parts.seed, epoch, batch)),
-        )
-        x, y = x[place : place + 1], y[place : place + 1]
-        views.append(_view(f"epoch {epoch}", f"batch {batch}, {_values(x)}", x, y, usage))
+        order = epoch_order(parts.seed, epoch, len(parts.training))
+        batch = int((order == index).nonzero()[0, 0]) // config.data.batch_size + 1
+        x, y = transform.augmented(raw, raw_targets, torch.tensor([index]), epoch, parts.seed)
+        views.append(_view(f"epoch {epoch}", f"batch {batch}, {_values(x)}", x, y, transform))
     return views
 
 
@@ -180,22 +183,15 @@ def _on_disk(pair: Pair, usage: Usage) -> View:
     return View("on disk", told, image, truth)
 
 
-def _view(title: str, told: str, x: Tensor, y: Tensor | None, usage: Usage) -> View:
+def _view(title: str, told: str, x: Tensor, y: Tensor | None, transform: BatchTransform) -> View:
     """A batch of one, as the network takes it; drawn without its normalisation."""
-    transform = BatchTransform(usage.data, usage.network.classes)
-    image = _plain(x[0], transform.input_scale).clamp(0, 1).permute(1, 2, 0).numpy()
+    image = transform.plain(x)[0].clamp(0, 1).permute(1, 2, 0).numpy()
     truth = None
-    if y is not None:
-        target = _plain(y[0, 0], transform.target_scale)
-        target = (target > 0.5) if usage.network.classes == 1 else target.round()
+    if y is not None and transform.task != "channels":
+        target = transform.plain_targets(y)[0, 0]
+        target = (target > 0.5) if transform.task == "foreground" else target.round()
         truth = target.numpy().astype(np.uint8)
     return View(title, told, np.repeat(image, 3 // image.shape[2], axis=2), truth)
-
-
-def _plain(x: Tensor, scales: list[dict[str, float]]) -> Tensor:
-    for scale in reversed(scales):
-        x = x * scale.get("std", 1.0) + scale.get("mean", 0.0)
-    return x
 
 
 def _values(x: Tensor) -> str:
@@ -209,17 +205,19 @@ def _listed(usage: Usage, random: bool) -> str:
         f"{transform.name} {_setting(transform)}{side}"
         for name, side in sides
         for transform in getattr(usage.data, name)
-        if transform.name.startswith("random") == random
+        if (transform.name in RANDOM) == random
     ]
     return ", ".join(told)
 
 
 def _setting(transform: Transform) -> str:
-    if transform.name == "resize":
+    if transform.name in SIZING:
         return f"{transform.value[0]}x{transform.value[1]}"
     if transform.name == "normalize":
         return " ".join(f"{key} {value:g}" for key, value in transform.value.items())
-    return f"{transform.value:g}"
+    if transform.name == "random_patches":
+        return f"{transform.value.number} of {transform.value.size}x{transform.value.size}"
+    return f"{transform.value}" if isinstance(transform.value, str) else f"{transform.value:g}"
 
 
 def draw(figure: Any, shown: Shown) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.data.cache import ImageSet
+from trainer.data.samples import Samples
 from trainer.data.transforms import BatchTransform
-from trainer.device import autocast, memory_layout, on_device
+from trainer.device import autocast, in_layout, on_device
 
 MOST_IMAGES = 256
 
@@ -24,7 +24,7 @@ MOST_IMAGES = 256
 @torch.no_grad()
 def refresh_batch_norm(
     network: nn.Module,
-    images: ImageSet,
+    images: Samples,
     transform: BatchTransform,
     device: torch.device,
     batch_size: int,
@@ -57,10 +57,11 @@ def refresh_batch_norm(
     chosen = torch.linspace(0, len(images) - 1, count).round().long().to(images.device)
     for indices in chosen.split(batch_size):
         if len(indices) > 1 or count == 1:  # one image may leave one value a channel
-            raw, _ = images.batch(indices)
-            inputs = transform.inputs(on_device(raw, device))
+            raw, truth = images.batch(indices)
+            truth = None if truth is None else on_device(truth, device)
+            inputs, _ = transform.evaluated(on_device(raw, device), truth, indices)
             with autocast(device):
-                network(inputs.contiguous(memory_format=memory_layout(device)))
+                network(in_layout(inputs, device))
     for layer, momentum, batches in zip(layers, momenta, seen, strict=True):
         layer.momentum = momentum
         layer.num_batches_tracked.fill_(batches)

@@ -240,7 +240,7 @@ class Saver:
         progress: Progress,
         events: EventLog,
         started_from: str,
-        seen: dict[str, Any],
+        seen: dict[str, Any] | None,
     ) -> None:
         self._seen = seen
         code = code_of(usage.network, Path(usage.source))

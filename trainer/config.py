@@ -20,7 +20,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     WithJsonSchema,
     model_validator,
@@ -121,6 +123,8 @@ class RandomPatches(Section):
 class Transform(Section):
     """One entry of a list of transforms: an object with exactly one key."""
 
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
     resize: Sides | None = Field(
         None, description="[width, height] in pixels; masks by the nearest pixel."
     )
@@ -173,6 +177,21 @@ class Transform(Section):
         """The value of the one key."""
         return getattr(self, self.name)
 
+    @property
+    def fixed(self) -> bool:
+        """Whether it does the same to every sample, in predictions too."""
+        return self.name in ("resize", "center_crop", "rotate", "convert_color", "normalize")
+
+    @property
+    def told(self) -> str:
+        """The value as a log tells it."""
+        value = self.value.model_dump() if isinstance(self.value, BaseModel) else self.value
+        if not isinstance(value, dict):
+            return str(value)
+        if self.name == "normalize":
+            value = {"mean": 0, "std": 1, **value}
+        return ", ".join(f"{key}: {number:g}" for key, number in value.items())
+
     @model_validator(mode="before")
     @classmethod
     def _one_known_key(cls, value: Any) -> Any:
@@ -198,7 +217,7 @@ class Slicer(Section):
     )
     sizes: Lengths = Field(description="Of a block, in voxels; an axis of size 1 is dropped.")
     padding: list[Annotated[int, Field(ge=0)]] | None = Field(
-        None, description="Zeros on both ends of the volume; not together with padded_sizes."
+        None, description="Zeros on both ends of each block; not together with padded_sizes."
     )
     padded_sizes: Lengths | None = Field(
         None, description="Zeros around each block up to these sizes, the odd one at the end."
@@ -328,9 +347,7 @@ class Data(Section):
         for name in ("transforms", "input_transforms", "target_transforms"):
             if inputs not in ("images", "mnist") and getattr(self, name):
                 raise ValueError(f"{name}: {inputs} takes none; they are of images")
-        if inputs in ("images", "mnist") and self.slicers:
-            raise ValueError(f"slicers: {inputs} takes none; they are of numpy and hdf5")
-        if self.hdf5_outfile and not self.slicers:
+        if inputs in ("numpy", "hdf5") and self.hdf5_outfile and not self.slicers:
             raise ValueError("hdf5_outfile puts blocks together, but there are no slicers")
         return self
 
@@ -354,6 +371,12 @@ class LearningRateSchedule(Section):
     start_factor: float = Field(0.1, gt=0, le=1, description="Warmup: share of the rate at first.")
     verbose: bool = Field(True, description="Print the rate when it changes.")
 
+    @property
+    def told(self) -> str:
+        """In words, with what acts."""
+        acting = [f"{n} {getattr(self, n)}" for n in SCHEDULE_FIELDS[self.type]]
+        return ", ".join([self.type, *acting])
+
     @model_validator(mode="after")
     def _has_milestones(self) -> LearningRateSchedule:
         if self.type == "multistep" and not self.milestones:
@@ -361,6 +384,17 @@ class LearningRateSchedule(Section):
         return self
 
 
+SCHEDULE_FIELDS: dict[str, tuple[str, ...]] = {
+    "exponential": ("gamma",),
+    "step": ("gamma", "step_size"),
+    "multistep": ("gamma", "milestones"),
+    "warmup": ("num_epochs", "start_factor"),
+}
+ONE, SEVERAL = "one schedule", "several schedules"
+Schedules = Annotated[
+    Annotated[LearningRateSchedule, Tag(ONE)] | Annotated[list[LearningRateSchedule], Tag(SEVERAL)],
+    Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE),
+]
 OPTIMIZER_FIELDS: dict[str, tuple[str, ...]] = {
     "sgd": ("learning_rate", "momentum", "dampening", "weight_decay", "nesterov"),
     "rmsprop": ("learning_rate", "alpha", "eps", "weight_decay", "momentum", "centered"),
@@ -370,11 +404,11 @@ OPTIMIZER_FIELDS: dict[str, tuple[str, ...]] = {
     "lars": ("learning_rate", "momentum", "dampening", "weight_decay", "nesterov", "eta"),
     "lamb": ("learning_rate", "beta1", "beta2", "weight_decay", "eps"),
     "hessian": (
-        *("learning_rate", "max_iterations", "max_func_eval"),
+        *("max_iterations", "max_func_eval"),
         *("absolute_tolerance", "relative_tolerance"),
     ),
 }
-"""The constants that act, for each optimizer, in the order of the log."""
+"""The constants that act, for each schedule and optimizer, in the order of the log."""
 
 
 def _of(name: str) -> str:
@@ -409,7 +443,7 @@ class Optimizer(Section):
     relative_tolerance: float = Field(
         1e-8, ge=0, description="For hessian: a step or change this small ends a batch."
     )
-    lr_scheduler: LearningRateSchedule | list[LearningRateSchedule] | None = Field(
+    lr_scheduler: Schedules | None = Field(
         None, description="One, or a list whose factors are multiplied; left out: constant."
     )
 
@@ -433,8 +467,8 @@ class Optimizer(Section):
 LOSS_FIELDS: dict[str, tuple[str, ...]] = {
     "bce": ("source", "weight"),
     "dice": ("source", "weight", "ignore_index", "eps"),
-    "nll": ("source", "weight", "ignore_index"),
-    "mse": ("source", "weight"),
+    "nll": ("weight", "ignore_index"),
+    "mse": ("weight",),
     "jaccard": ("source", "weight", "ignore_index", "eps"),
     "focal": ("source", "weight", "ignore_index", "gamma"),
     "lovasz": ("source", "ignore_index"),
@@ -507,13 +541,13 @@ def read_json(path: str | Path, what: str) -> Any:
     path = Path(path)
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise InputError(
-                    str(path), f"the key '{key}' stands twice", "each key once", "delete one"
-                )
-        return dict(pairs)
+        content: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in content:
+                found = f"the key '{key}' stands twice"
+                raise InputError(str(path), found, "each key once", "delete one")
+            content[key] = value
+        return content
 
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -560,7 +594,7 @@ def _explained(path: str, error: ValidationError) -> InputError:
     """pydantic's findings as one InputError, each with the key's full name."""
     faults = []
     for finding in error.errors():
-        location = finding["loc"]
+        location = tuple(part for part in finding["loc"] if part not in (ONE, SEVERAL))
         dotted = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
         where = f"{path}, {dotted}" if dotted else path
         if finding["type"] == "extra_forbidden":

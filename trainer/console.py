@@ -33,9 +33,17 @@ class Console:
     def section(self, title: str, items: dict[str, Any] | None = None) -> None:
         """A title in a rule, and its items below, one a line."""
         self.line(f" {title} ".center(RULE, "-"))
-        width = max((len(key) for key in items or {}), default=0)
-        for key, value in (items or {}).items():
-            self.line(f"   {key:<{width}}: {value}")
+        self._told(items or {}, indent=3)
+
+    def items(self, title: str, items: dict[str, Any]) -> None:
+        """Items of a section that belong together, under a title of their own."""
+        self.line(f"   {title}:")
+        self._told(items, indent=6)
+
+    def _told(self, items: dict[str, Any], indent: int) -> None:
+        width = max((len(key) for key in items), default=0)
+        for key, value in items.items():
+            self.line(f"{'':{indent}}{key:<{width}}: {value}")
 
     def rule(self) -> None:
         """A line across."""

@@ -87,6 +87,15 @@ def memory_layout(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
+def in_layout(batch: Tensor, device: torch.device) -> Tensor:
+    """A batch (N, C, …) as it is computed fastest: channels last for images and volumes; on MPS the
+    plain order, which every operation there takes."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if device.type == "mps" or batch.dim() not in formats:
+        return batch.contiguous()
+    return batch.contiguous(memory_format=formats[batch.dim()])
+
+
 def placed(network: Network, device: torch.device) -> Network:
     """The network on the device, in its memory layout."""
     network = network.to(device)

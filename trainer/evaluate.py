@@ -1,56 +1,58 @@
-"""The evaluation phase: what a network scores on images that have masks, or predicts for others."""
+"""The evaluation phase: scores of samples that have truth, predictions for all."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from trainer import metrics
 from trainer.console import Console
 from trainer.data.cache import SHARE_OF_FREE_MEMORY, ImageSet, free_bytes
+from trainer.data.order import batches_in_order
+from trainer.data.samples import Samples
 from trainer.data.transforms import BatchTransform
-from trainer.device import autocast, memory_layout, on_device
-from trainer.losses import LossFunction
-from trainer.metrics import Counts, ImageScore
+from trainer.device import autocast, in_layout, on_device
+from trainer.losses import LossFunction, probabilities
+from trainer.metrics import Counts, ImageScore, LabelScore
 from trainer.networks.build import SegmentationNetwork
+from trainer.outputs import printed_batches
+from trainer.prediction_file import Sink
+from trainer.tasks import Aim, Task
 
 PIXEL_THRESHOLD = 127
-"""Targets of foreground alone hold 0 to 255: above this, a pixel is foreground."""
+"""Masks of foreground alone hold 0 to 255: above this, a pixel is foreground."""
 
-
-class Sink(Protocol):
-    """Takes predictions; see prediction_file.py."""
-
-    def write(self, name: str, probabilities: NDArray[np.float32]) -> None:
-        """One image's probabilities (C, H, W)."""
+MOST_CLASSES_TOLD = 20
+"""The log tells the accuracy of each class where there are so many or fewer."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of a set of images; `loss` is None without a loss, `scores` empty without truth.
+    """Scores of a set of samples; `loss` is None without a loss, `scores` empty without truth.
 
-    `names` are those of the classes, the background first.
+    `names` are those of the classes.
     """
 
     loss: float | None
-    scores: list[ImageScore]
+    scores: Sequence[ImageScore] | Sequence[LabelScore]
     names: tuple[str, ...] = ("background", "foreground")
 
     def summary(self) -> dict[str, Any]:
-        """The scores of the whole set, see `metrics.summary`."""
-        return metrics.summary(self.scores, self.names)
+        """The scores of the whole set, see `metrics.summary` and `metrics.label_summary`."""
+        labels = [score for score in self.scores if isinstance(score, LabelScore)]
+        if labels:
+            return metrics.label_summary(labels, self.names)
+        images = [score for score in self.scores if isinstance(score, ImageScore)]
+        return metrics.summary(images, self.names)
 
 
 def classes_of(probabilities: Tensor) -> Tensor:
-    """(n, C, H, W) -> the class of each pixel (n, H, W): the likeliest, of one output above 0.5."""
+    """(n, C, …) -> the class of each pixel (n, …): the likeliest, of one output above 0.5."""
     if probabilities.shape[1] == 1:
         return (probabilities[:, 0] > 0.5).long()
     return probabilities.argmax(dim=1)
@@ -62,19 +64,32 @@ def own_size_classes(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
     return classes_of(resized)[0]
 
 
-def _truth(targets: Tensor, outputs: int) -> Tensor:
-    """uint8 targets as `ImageSet` has them -> classes."""
-    return (targets > PIXEL_THRESHOLD).long() if outputs == 1 else targets.long()
+def _own_size_truth(mask: Tensor, outputs: int) -> Tensor:
+    """A uint8 mask as `ImageSet` has it -> classes."""
+    return (mask > PIXEL_THRESHOLD).long() if outputs == 1 else mask.long()
 
 
-def _counts(predicted: Tensor, truth: Tensor, outputs: int) -> Tensor:
-    """Classes (n, …) -> (n, outputs, 4): tp, fp, fn, tn; of the foreground alone, or each class."""
-    columns = []
-    for number in (1,) if outputs == 1 else range(outputs):
-        p, t = (predicted == number).flatten(1), (truth == number).flatten(1)
-        cells = [(p & t).sum(1), (p & ~t).sum(1), (~p & t).sum(1), (~p & ~t).sum(1)]
-        columns.append(torch.stack(cells, dim=1))
-    return torch.stack(columns, dim=1)
+def _cells(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Yes or no (n, …) -> (n, 4): tp, fp, fn, tn."""
+    p, t = predicted.flatten(1), truth.flatten(1)
+    return torch.stack([(p & t).sum(1), (p & ~t).sum(1), (~p & t).sum(1), (~p & ~t).sum(1)], dim=1)
+
+
+def _class_counts(predicted: Tensor, truth: Tensor, outputs: int) -> Tensor:
+    """Classes (n, …) -> (n, outputs, 4): of the foreground alone, or of each class."""
+    numbers = (1,) if outputs == 1 else range(outputs)
+    return torch.stack([_cells(predicted == n, truth == n) for n in numbers], dim=1)
+
+
+def _counts(probabilities: Tensor, targets: Tensor, task: Task) -> Tensor:
+    """Counts (n, outputs, 4) of a batch; for labels (n, 2): the class and the one found."""
+    outputs = probabilities.shape[1]
+    if task == "labels":
+        return torch.stack([targets.long(), classes_of(probabilities)], dim=1)
+    if task == "classes":
+        return _class_counts(classes_of(probabilities), targets[:, 0].long(), outputs)
+    found, truth = probabilities > 0.5, targets > 0.5
+    return torch.stack([_cells(found[:, n], truth[:, n]) for n in range(outputs)], dim=1)
 
 
 class OwnSizeMasks:
@@ -98,13 +113,48 @@ class OwnSizeMasks:
         return mask
 
 
+class _Tally:
+    """What a set has scored so far. It stays on the device until somebody asks."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.at_network: list[Tensor] = []
+        self.at_own: list[Tensor] = []
+        self.losses: list[Tensor] = []
+        self.samples = 0
+
+    def accuracy(self) -> float:
+        """Of all samples so far."""
+        told = torch.cat(self.at_network)
+        if self.task == "labels":
+            return float((told[:, 0] == told[:, 1]).double().mean())
+        return metrics.accuracy(_as_counts(told.sum(0).tolist()))
+
+    def loss(self) -> float | None:
+        """The mean over all samples, None without a loss."""
+        return float(torch.stack(self.losses).sum()) / self.samples if self.losses else None
+
+    def scores(self, names: Sequence[str]) -> list[ImageScore] | list[LabelScore]:
+        """One a sample."""
+        at_network = torch.cat(self.at_network).tolist()
+        if self.task == "labels":
+            rows = zip(names, at_network, strict=True)
+            return [LabelScore(name, *row) for name, row in rows]
+        at_own = torch.stack(self.at_own).tolist() if self.at_own else at_network
+        return [
+            ImageScore(name, _as_counts(net), _as_counts(own))
+            for name, net, own in zip(names, at_network, at_own, strict=True)
+        ]
+
+
 @torch.inference_mode()
 def evaluate(
     network: SegmentationNetwork,
-    images: ImageSet,
+    samples: Samples,
     transform: BatchTransform,
     device: torch.device,
     batch_size: int,
+    aim: Aim,
     loss: LossFunction | None = None,
     masks: OwnSizeMasks | None = None,
     sink: Sink | None = None,
@@ -112,95 +162,96 @@ def evaluate(
     epochs: tuple[int, int] = (1, 1),
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Runs the network over `images` in batches.
+    """Runs the network over `samples` in batches.
 
-    Counts stay on the device until the end, so that a GPU never waits for a number; the scores are
-    the same for every batch size (the Dice loss is not: it is a mean over batches). `masks` are
-    needed where the images have truth.
+    Counts stay on the device until a line is printed, so that a GPU hardly waits for numbers; the
+    scores are the same for every batch size (a Dice loss is not: it is a mean over batches). With
+    `masks` images are scored at their own size, too.
     """
     network.eval()
-    losses: list[Tensor] = []
-    at_network: list[Tensor] = []
-    at_own: list[Tensor] = []
+    tally = _Tally(aim.task)
     outputs = network.description.classes
-    batches = math.ceil(len(images) / batch_size)
-    everything = torch.arange(len(images), device=images.device)
-    for batch, indices in enumerate(everything.split(batch_size), start=1):
+    planned = batches_in_order(samples.groups, batch_size, samples.device)
+    batches = len(planned)
+    printed = printed_batches(batches)
+    for batch, indices in enumerate(planned, start=1):
         check()
-        numbers = range((batch - 1) * batch_size, min(batch * batch_size, len(images)))
-        raw, raw_targets = images.batch(indices)
-        inputs = transform.inputs(on_device(raw, device))
-        with autocast(device):
-            logits = network(inputs.contiguous(memory_format=memory_layout(device)))
-        probabilities = network.probabilities(logits)
-        if raw_targets is not None and masks is not None:
+        numbers = range(tally.samples, tally.samples + len(indices))
+        raw, raw_targets = samples.batch(indices)
+        raw = on_device(raw, device)
+        if raw_targets is None:
+            inputs, targets = transform.inputs(raw), None
+        else:
             raw_targets = on_device(raw_targets, device)
-            truth = _truth(raw_targets[:, 0], outputs)
-            at_network.append(_counts(classes_of(probabilities), truth, outputs))
-            at_own += [
-                _own_size_counts(p, masks[number])
-                for p, number in zip(probabilities, numbers, strict=True)
-            ]
+            inputs, targets = transform.evaluated(raw, raw_targets, indices)
+        with autocast(device):
+            logits = network(in_layout(inputs, device))
+        told = ""
+        tally.samples += len(indices)
+        if targets is not None:
+            found = probabilities(logits, aim.reading)
+            tally.at_network.append(_counts(found, targets, aim.task))
+            if masks is not None:
+                tally.at_own += [
+                    _own_size_counts(p, masks[number], outputs)
+                    for p, number in zip(found, numbers, strict=True)
+                ]
             if loss is not None:
-                losses.append(loss(logits, transform.targets(raw_targets)) * len(indices))
+                tally.losses.append(loss(logits, targets) * len(indices))
         if sink is not None:
-            for number, image in zip(numbers, probabilities.cpu().numpy(), strict=True):
-                sink.write(images.pairs[number].name, image)
-        if console and batch < batches:
-            console.line(_progress(epochs, batch, batches))
-    if console:
-        console.line(_progress(epochs, batches, batches) + _told(losses, at_network, len(images)))
-    if not at_network:
+            output = network.output(logits).float().cpu().numpy()
+            for number, one in zip(numbers, output, strict=True):
+                sink.write(number, one)
+        if console and batch in printed:
+            if targets is not None:
+                mean = float(tally.losses[-1]) / len(indices) if tally.losses else None
+                told = "" if mean is None else f" (Loss: {mean:.4f})"
+                told += f" | Accuracy: {tally.accuracy():.3f}"
+            console.line(f"{_progress(epochs, batch, batches)}{told}")
+    if not tally.at_network:
         return Evaluation(None, [])
-    value = float(torch.stack(losses).sum()) / len(images) if losses else None
-    names = tuple(images.masks.names) if images.masks else Evaluation.names
-    result = Evaluation(value, _scores(images, torch.cat(at_network), torch.stack(at_own)), names)
+    result = Evaluation(tally.loss(), tally.scores(samples.names), aim.names)
     if console:
-        console.line(_foreground(result.summary()))
+        for line in _more(result.summary(), own_size=masks is not None):
+            console.line(line)
     return result
 
 
-def _own_size_counts(probabilities: Tensor, mask: Tensor) -> Tensor:
+def _own_size_counts(probabilities: Tensor, mask: Tensor, outputs: int) -> Tensor:
     """(C, h, w) probabilities at the network's size, (H, W) mask -> (outputs, 4) counts."""
-    outputs = len(probabilities)
     height, width = mask.shape
     predicted = own_size_classes(probabilities, (height, width))
-    return _counts(predicted[None], _truth(mask, outputs)[None], outputs)[0]
+    return _class_counts(predicted[None], _own_size_truth(mask, outputs)[None], outputs)[0]
 
 
 def _as_counts(rows: list[list[int]]) -> tuple[Counts, ...]:
     return tuple(Counts(*row) for row in rows)
 
 
-def _scores(images: ImageSet, at_network: Tensor, at_own: Tensor) -> list[ImageScore]:
-    rows = zip(images.pairs, at_network.tolist(), at_own.tolist(), strict=True)
-    return [ImageScore(pair.name, _as_counts(net), _as_counts(own)) for pair, net, own in rows]
-
-
 def _progress(epochs: tuple[int, int], batch: int, batches: int) -> str:
     return f"Eval  Epoch [{epochs[0]:3d}/{epochs[1]:3d}] : Batch [{batch:5d}/{batches:5d}]"
 
 
-def _told(losses: list[Tensor], at_network: list[Tensor], images: int) -> str:
-    if not at_network:
-        return ""
-    accuracy = metrics.accuracy(_as_counts(torch.cat(at_network).sum(0).tolist()))
-    value = f" (Loss: {float(torch.stack(losses).sum()) / images:.4f})" if losses else ""
-    return f"{value} | Accuracy: {accuracy:.3f}"
-
-
-def _foreground(summary: dict[str, Any]) -> str:
+def _more(summary: dict[str, Any], own_size: bool) -> Iterator[str]:
+    """What the last line of an evaluation does not tell."""
+    by_class = summary.get("class_accuracy")
+    if by_class is not None:
+        if 2 < len(by_class) <= MOST_CLASSES_TOLD:
+            told = ", ".join(f"{name} {share:.3f}" for name, share in by_class.items())
+            yield f"Accuracy by class: {told}"
+        return
     if summary["foreground_dice"] is None:
-        return "Foreground Dice: none of the images has foreground"
+        yield "Foreground Dice: none of the samples has foreground"
+        return
     dice, iou = summary["foreground_dice"], summary["iou"]
-    where = "(images with foreground, at their own size)"
-    line = f"Foreground Dice: {dice:.3f}, IoU: {iou:.3f} {where}"
-    told = [f"{n} {'-' if v is None else f'{v:.3f}'}" for n, v in summary["class_dice"].items()]
-    return f"{line}; Dice of {', '.join(told)}" if len(told) > 1 else line
+    where = "images with foreground, at their own size" if own_size else "samples with foreground"
+    line = f"Foreground Dice: {dice:.3f}, IoU: {iou:.3f} ({where})"
+    told_of = [f"{n} {'-' if v is None else f'{v:.3f}'}" for n, v in summary["class_dice"].items()]
+    yield f"{line}; Dice of {', '.join(told_of)}" if len(told_of) > 1 else line
 
 
 def as_result(evaluation: Evaluation, evaluated_on: str) -> dict[str, Any]:
-    """For result.json: the summary and every image."""
+    """For result.json: the summary and every sample."""
     return {
         "evaluated_on": evaluated_on,
         "loss": evaluation.loss,

@@ -1,9 +1,12 @@
-"""Losses: logits (N, C, H, W) and targets (N, 1, H, W) -> a scalar.
+"""Losses: logits (N, C, …) and targets -> a scalar. trainer/tasks.py says what targets are.
 
-Targets are in [0, 1] for a network of one output, class indices for one of several.
+They take what a network computes before its final activation, not probabilities, and compute in
+single precision: a sigmoid before the loss rounds to 1 in half precision and makes the logarithm
+infinite. Log-probabilities are logits of a softmax, too.
 
-They take logits, not probabilities, and compute in single precision: a sigmoid before the loss
-rounds to 1 in half precision and makes the logarithm infinite.
+All means and sums go over the whole batch. `weight` has a number for each class, and makes a mean a
+weighted one; with two numbers, a network of one output is weighed as background and foreground.
+Targets of `ignore_index` do not count; a batch in which nothing counts has the loss 0.
 """
 
 from __future__ import annotations
@@ -11,17 +14,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.config import LOSSES_OF_CLASSES, LOSSES_OF_FOREGROUND, Loss
+from trainer.config import LOSS_FIELDS, LOSSES_OF_CLASSES, LOSSES_OF_FOREGROUND, Loss
 from trainer.errors import InputError
+from trainer.tasks import Reading, Task, reading_of
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
+def probabilities(logits: Tensor, reading: Reading) -> Tensor:
+    """Of each output, in single precision; plain numbers where logits are read as they are."""
+    x = logits.float()
+    if reading == "identity":
+        return x
+    return x.sigmoid() if reading == "sigmoid" else x.softmax(dim=1)
+
+
+# ---- of one output, or of outputs that each have a target of their own ----
+
+
 def bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy, -[t log p + (1 - t) log(1 - p)], mean over all pixels."""
+    """Binary cross-entropy, -[t log p + (1 - t) log(1 - p)], mean over all pixels and outputs."""
     return F.binary_cross_entropy_with_logits(logits.float(), target.float())
 
 
@@ -36,34 +52,248 @@ def dice(logits: Tensor, target: Tensor, eps: float) -> Tensor:
     return 1 - (2 * (p * t).sum() + eps) / (p.sum() + t.sum() + eps)
 
 
-def nll(logits: Tensor, target: Tensor) -> Tensor:
-    """Negative log-likelihood, -log softmax(logits)[target], mean over all pixels."""
-    return F.cross_entropy(logits.float(), target[:, 0].long())
+# ---- of any reading and weights ----
 
 
-def dice_of_classes(logits: Tensor, target: Tensor, eps: float) -> Tensor:
-    """The mean over all classes, background among them, of the soft Dice loss of each.
+def _over(x: Tensor) -> list[int]:
+    """All axes but the channels."""
+    return [axis for axis in range(x.dim()) if axis != 1]
 
-    As `dice`, with softmax and sums over the batch; a class that the batch lacks adds
-    1 - eps / (Σp + eps).
+
+def _as_column(weight: Tensor, like: Tensor) -> Tensor:
+    """(C,) -> (1, C, 1, …), where `like` (N, C, …) lies."""
+    return weight.to(like.device).view(1, -1, *[1] * (like.dim() - 2))
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of values (N, C, …) or (C,), weighted by class."""
+    if weight is None:
+        return values.mean()
+    if values.dim() == 1:
+        weight = weight.to(values.device)
+    else:
+        weight = _as_column(weight, values).expand_as(values)
+    return (values * weight).sum() / weight.sum()
+
+
+def _log_complement(log_p: Tensor) -> Tensor:
+    """log(1 - p) from log p, exact near both ends (Mächler 2012)."""
+    x = log_p.clamp(max=-1e-7)
+    near_zero = torch.log(-torch.expm1(x.clamp(min=-0.6931)))
+    return torch.where(x > -0.6931, near_zero, torch.log1p(-torch.exp(x)))
+
+
+def cross_entropies(logits: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
+    """(-log p, -log(1 - p)) of each output, in single precision."""
+    x = logits.float()
+    if reading == "softmax":
+        log_p = x.log_softmax(dim=1)
+        return -log_p, -_log_complement(log_p)
+    return F.softplus(-x), F.softplus(x)
+
+
+def binary(
+    logits: Tensor, t: Tensor, counted: Tensor, reading: Reading, w: Tensor | None
+) -> Tensor:
+    """BCE of each class against the rest, mean over pixels and classes."""
+    hit, miss = cross_entropies(logits, reading)
+    return _mean_counted(t * hit + (1 - t) * miss, counted, w)
+
+
+def squares(
+    logits: Tensor, t: Tensor, counted: Tensor, reading: Reading, w: Tensor | None
+) -> Tensor:
+    """Mean squared error (p - t)², mean over pixels and outputs."""
+    return _mean_counted((probabilities(logits, reading) - t) ** 2, counted, w)
+
+
+def _mean_counted(values: Tensor, counted: Tensor, weight: Tensor | None) -> Tensor:
+    w = counted.expand_as(values).float()
+    if weight is not None:
+        w = w * _as_column(weight, values)
+    return (values * w).sum() / w.sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def overlap(
+    logits: Tensor,
+    t: Tensor,
+    counted: Tensor,
+    reading: Reading,
+    w: Tensor | None,
+    eps: float,
+    union: bool,
+) -> Tensor:
+    """Mean over the classes of 1 - Dice, or with `union` of 1 - Jaccard, soft.
+
+    Dice is (2 Σpt + eps) / (Σp + Σt + eps), Jaccard (Σpt + eps) / (Σp + Σt - Σpt + eps) (Rahman and
+    Wang 2016). A class that the batch lacks adds 1 - eps / (Σp + eps).
     """
-    p = logits.float().softmax(dim=1)
-    t = F.one_hot(target[:, 0].long(), p.shape[1]).movedim(-1, 1).to(p.dtype)
-    over = (0, 2, 3)
-    return (1 - (2 * (p * t).sum(over) + eps) / (p.sum(over) + t.sum(over) + eps)).mean()
+    p, t = probabilities(logits, reading) * counted, t * counted
+    both, sums = (p * t).sum(_over(p)), p.sum(_over(p)) + t.sum(_over(p))
+    score = (both + eps) / (sums - both + eps) if union else (2 * both + eps) / (sums + eps)
+    return _mean(1 - score, w)
 
 
-def build_loss(loss: Loss, classes: int) -> LossFunction:
-    """The function that a configuration's loss section names, for a network of so many outputs."""
-    accepted = LOSSES_OF_FOREGROUND if classes == 1 else LOSSES_OF_CLASSES
-    if loss.function not in accepted:
-        what = "foreground alone" if classes == 1 else f"{classes} classes"
-        found = f"{loss.function} does not fit a network for {what}"
-        raise InputError("loss.function", found, ", ".join(accepted))
-    builders: dict[tuple[str, bool], Callable[[], LossFunction]] = {
-        ("bce", True): lambda: bce,
-        ("dice", True): lambda: partial(dice, eps=loss.eps),
-        ("nll", False): lambda: nll,
-        ("dice", False): lambda: partial(dice_of_classes, eps=loss.eps),
+def focal(
+    logits: Tensor,
+    t: Tensor,
+    counted: Tensor,
+    reading: Reading,
+    w: Tensor | None,
+    gamma: float,
+) -> Tensor:
+    """Focal loss (Lin et al. 2017), mean over pixels.
+
+    Softmax: -Σ t (1 - p)^gamma log p. Sigmoid: the same of p and of 1 - p, mean over the outputs,
+    too. Without `weight` it is cross-entropy for gamma 0. An empty target is a target like any.
+    """
+    hit, miss = cross_entropies(logits, reading)
+    hit = t * (-torch.expm1(-hit)) ** gamma * hit
+    if reading == "softmax":
+        return _weighted_pixels(hit, t, counted, w)
+    return _mean_counted(hit + (1 - t) * (-torch.expm1(-miss)) ** gamma * miss, counted, w)
+
+
+def _weighted_pixels(values: Tensor, t: Tensor, counted: Tensor, w: Tensor | None) -> Tensor:
+    """Σ w l / Σ w over pixels: as the weighted mean of torch's NLLLoss."""
+    if w is not None:
+        column = _as_column(w, values)
+        values, t = values * column, t * column
+    whole = (t * counted).sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return (values * counted).sum() / whole
+
+
+def likelihood(
+    logits: Tensor, t: Tensor, counted: Tensor, reading: Reading, w: Tensor | None
+) -> Tensor:
+    """Negative log-likelihood -log p[target], mean over pixels, weighted as torch's NLLLoss."""
+    hit, _ = cross_entropies(logits, reading)
+    return _weighted_pixels(t * hit, t, counted, w)
+
+
+def lovasz(
+    logits: Tensor, t: Tensor, counted: Tensor, reading: Reading, w: Tensor | None
+) -> Tensor:
+    """Lovász extension of the Jaccard loss (Berman et al. 2018), over the batch.
+
+    Sigmoid: the hinge 1 - x (2t - 1) of each output. Softmax: |t - p| of each class that the batch
+    has. A class without a target gives the largest positive error; a batch of nothing but ignored
+    pixels 0.
+    """
+    p = logits.float() if reading == "sigmoid" else probabilities(logits, reading)
+    rows = []
+    keep = counted.expand(-1, 1, *p.shape[2:]).movedim(1, 0).flatten() > 0
+    for errors_of, truth in zip(
+        p.movedim(1, 0).flatten(1), t.movedim(1, 0).flatten(1), strict=True
+    ):
+        x, y = errors_of[keep], truth[keep]
+        if reading == "softmax" and not bool(y.any()):
+            continue
+        errors = 1 - x * (2 * y - 1) if reading == "sigmoid" else (y - x).abs()
+        errors, order = errors.sort(descending=True)
+        rows.append((errors.relu() * _lovasz_gradient(y[order])).sum())
+    return torch.stack(rows).mean() if rows else p.sum() * 0
+
+
+def _lovasz_gradient(truth: Tensor) -> Tensor:
+    """How much the Jaccard loss grows with each further error, the largest first (n,) -> (n,)."""
+    total = truth.sum()
+    intersection = total - truth.cumsum(0)
+    union = total + (1 - truth).cumsum(0)
+    jaccard = 1 - intersection / union
+    return torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+
+
+def nll(logits: Tensor, target: Tensor) -> Tensor:
+    """Negative log-likelihood, -log softmax(logits)[target], mean over all pixels or samples."""
+    return F.cross_entropy(logits.float(), indices(target))
+
+
+# ---- targets ----
+
+
+def indices(target: Tensor) -> Tensor:
+    """(N, 1, …) or (N,) -> class numbers (N, …) or (N,)."""
+    return (target[:, 0] if target.dim() > 1 else target).long()
+
+
+def one_hot(target: Tensor, classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+    """Class numbers -> (N, C, …) of 0 and 1, and (N, 1, …): 1 where a target counts."""
+    numbers = indices(target)
+    counted = torch.ones_like(numbers, dtype=torch.bool)
+    if ignore_index is not None:
+        counted = numbers != ignore_index
+        numbers = torch.where(counted, numbers, 0)
+    hot = F.one_hot(numbers, classes).movedim(-1, 1).float()
+    return hot, counted[:, None].float()
+
+
+def build_loss(
+    loss: Loss, outputs: int, task: Task | None = None, activation: str | None = None
+) -> LossFunction:
+    """The function that a configuration's loss section names, for a network of so many outputs.
+
+    `activation` is what the network ends in. Raises InputError for what does not fit.
+    """
+    task = task or ("foreground" if outputs == 1 else "classes")
+    reading = reading_of(activation, loss, outputs)
+    _check(loss, outputs, task, reading)
+    if loss.weight is None and loss.ignore_index is None:  # the everyday ones, without a one-hot
+        if loss.function == "bce" and task in ("foreground", "channels") and reading == "sigmoid":
+            return bce
+        if loss.function == "dice" and task == "foreground" and reading == "sigmoid":
+            return partial(dice, eps=loss.eps)
+        if loss.function == "nll" and reading == "softmax":
+            return nll
+    functions: dict[str, Callable[..., Tensor]] = {
+        "bce": binary,
+        "mse": squares,
+        "dice": partial(overlap, eps=loss.eps, union=False),
+        "jaccard": partial(overlap, eps=loss.eps, union=True),
+        "focal": partial(focal, gamma=loss.gamma),
+        "lovasz": lovasz,
+        "nll": likelihood,
     }
-    return builders[loss.function, classes == 1]()
+    function = functions[loss.function]
+    weight = torch.tensor(loss.weight) if loss.weight else None
+    as_two = outputs == 1 and weight is not None and len(weight) == 2
+
+    def compute(logits: Tensor, target: Tensor) -> Tensor:
+        if as_two:  # sigmoid(x) is the second of softmax(0, x)
+            t = target.float()
+            pair = torch.cat([torch.zeros_like(logits), logits], dim=1)
+            both = torch.cat([1 - t, t], dim=1)
+            return function(pair, both, torch.ones_like(t), "softmax", weight)
+        if task in ("foreground", "channels"):
+            t = target.float()
+            return function(logits, t, torch.ones_like(t[:, :1]), reading, weight)
+        t, counted = one_hot(target, outputs, loss.ignore_index)
+        return function(logits, t, counted, reading, weight)
+
+    return compute
+
+
+def _check(loss: Loss, outputs: int, task: Task, reading: Reading) -> None:
+    name = loss.function
+    accepted = LOSSES_OF_FOREGROUND if task in ("foreground", "channels") else LOSSES_OF_CLASSES
+    if name not in accepted:
+        what = {
+            "foreground": "a network for foreground alone",
+            "channels": "targets that are images",
+        }.get(task, f"a network for {outputs} classes")
+        raise InputError("loss.function", f"{name} does not fit {what}", ", ".join(accepted))
+    if name == "nll" and reading != "softmax":
+        found = "nll needs classes that exclude each other, but the network ends in sigmoid"
+        raise InputError(
+            "loss.function", found, "bce, dice, jaccard, focal, or a softmax at its end"
+        )
+    if reading == "identity" and name != "mse":
+        raise InputError("loss.function", f"{name} needs probabilities", "mse")
+    if loss.weight is not None and "weight" in LOSS_FIELDS[name]:
+        fitting = {outputs, 2} if task == "foreground" and reading == "sigmoid" else {outputs}
+        if len(loss.weight) not in fitting:
+            found = f"{len(loss.weight)} numbers for {outputs} outputs"
+            raise InputError("loss.weight", found, " or ".join(map(str, sorted(fitting))))
+    if loss.ignore_index is not None and task in ("foreground", "channels"):
+        found = "there are no classes to ignore: the targets are no class numbers"
+        raise InputError("loss.ignore_index", found, "leave it out")

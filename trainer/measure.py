@@ -10,7 +10,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,18 +19,17 @@ import torch
 from trainer.batch_norm import MOST_IMAGES, refresh_batch_norm
 from trainer.checkpoint import Progress, Saver
 from trainer.config import Config
+from trainer.data.array_set import ArraySet
 from trainer.data.cache import SHARE_OF_FREE_MEMORY, ImageSet, free_memory_bytes
-from trainer.data.folders import Pair
-from trainer.data.transforms import BatchTransform
+from trainer.data.samples import Item
 from trainer.device import device_label, open_device, peak_memory_bytes, placed
 from trainer.errors import InputError
 from trainer.evaluate import OwnSizeMasks, evaluate
-from trainer.losses import build_loss
 from trainer.networks.build import build
 from trainer.networks.weights import find_weights
 from trainer.optimizers import build_optimizer
 from trainer.outputs import TextLogs
-from trainer.parts import open_parts, usage_of
+from trainer.parts import open_run
 from trainer.train import Run, Work, train_epoch
 
 BATCHES = 4
@@ -55,17 +54,15 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
     assert config.optimizer and config.loss
     began = time.monotonic()
     device = open_device(this.device, this.threads, config.deterministic)
-    parts = open_parts(config)
-    usage = usage_of(config, parts)
+    parts, usage = open_run(config)
     torch.manual_seed(parts.seed)
     weights = find_weights(usage.network, usage.source)
     folder = Path(usage.source).absolute().parent
     network = build(usage.network, weights, folder=folder, trust_code=True)
     network = placed(network, device)
     optimizer = build_optimizer(network.parameters(), config.optimizer)
-    classes = usage.network.classes
-    transform, loss = BatchTransform(usage.data, classes), build_loss(config.loss, classes)
-    work = Work(config, this, parts, network, device, transform, loss)
+    transform, loss = usage.transform(), usage.loss(config)
+    work = Work(config, this, parts, usage, network, device, transform, loss)
     progress = Progress()
     saver = Saver(
         this.checkpoints,
@@ -81,14 +78,14 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
     )
     built = time.monotonic() - began
 
-    def read(pairs: list[Pair]) -> ImageSet:
-        images = ImageSet(pairs, usage.network.in_channels, usage.size, usage.masks)
+    def read(items: Sequence[Item]) -> ImageSet | ArraySet:
+        images = usage.open(items)
         images.preload(torch.get_num_threads(), this.stop.asked)
         this.stop.check()
         images.to(device)
         return images
 
-    def train(images: ImageSet) -> None:
+    def train(images: ImageSet | ArraySet) -> None:
         progress.losses.clear()
         train_epoch(work, images, optimizer, 1, TextLogs(None), saver, progress)
 
@@ -112,12 +109,14 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
     seconds["batch_norm_image"] = normed / min(len(more), MOST_IMAGES)
     if parts.evaluation:
         evaluated = read(_spread(parts.evaluation, config.data.test_batch_size))
-        masks = OwnSizeMasks(evaluated, device) if evaluated.has_targets else None
+        masks = None
+        if isinstance(evaluated, ImageSet) and evaluated.own_size_comparable:
+            masks = OwnSizeMasks(evaluated, device)
 
         def score() -> None:
             test_batch = config.data.test_batch_size
             told = loss if evaluated.has_targets else None
-            evaluate(network, evaluated, transform, device, test_batch, told, masks)
+            evaluate(network, evaluated, transform, device, test_batch, usage.aim, told, masks)
 
         for name in ("first_evaluate_image", "evaluate_image"):
             seconds[name] = _timed(score)[1] / len(evaluated)
@@ -151,7 +150,7 @@ def _timed(do: Callable[[], T]) -> tuple[T, float]:
     return result, time.monotonic() - began
 
 
-def _spread(pairs: list[Pair], most: int) -> list[Pair]:
+def _spread(items: Sequence[Item], most: int) -> list[Item]:
     """At most so many of the images, spread evenly: sizes differ from image to image."""
-    count = min(most, len(pairs))
-    return [pairs[index * len(pairs) // count] for index in range(count)]
+    count = min(most, len(items))
+    return [items[index * len(items) // count] for index in range(count)]

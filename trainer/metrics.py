@@ -5,6 +5,8 @@ counts of all images summed at the network's size; a class that is absent in tru
 counts 1. Foreground Dice and IoU are means over the images that have foreground, each at its own
 size; with several classes an image counts with the mean over those that its truth has. The Dice of
 a class is the mean over the images whose truth has it.
+
+Where whole images have a class (labels), accuracy is the share of those that were told right.
 """
 
 from __future__ import annotations
@@ -107,6 +109,35 @@ class ImageScore:
         keys = ("tp", "fp", "fn", "tn")
         counts = tuple(Counts(**{key: one[key] for key in keys}) for one in told)
         return cls(content["name"], counts, tuple(Counts(**one["own"]) for one in told))
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """One sample that has a class as a whole: which, and which was found."""
+
+    name: str
+    label: int
+    predicted: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For result.json."""
+        return {**asdict(self), "correct": self.label == self.predicted}
+
+
+def label_summary(scores: Sequence[LabelScore], names: Sequence[str]) -> dict[str, Any]:
+    """As `summary`; in the Dice's place `class_accuracy`, the share told right of each class."""
+    of: dict[str, list[float]] = {}
+    for score in scores:
+        name = names[score.label] if score.label < len(names) else f"class {score.label}"
+        of.setdefault(name, []).append(float(score.label == score.predicted))
+    return {
+        "accuracy": mean([share for shares in of.values() for share in shares]),
+        "foreground_dice": None,
+        "iou": None,
+        "class_dice": {},
+        "empty_correct": None,
+        "class_accuracy": {name: mean(of[name]) for name in sorted(of)},
+    }
 
 
 def total(scores: Sequence[ImageScore]) -> list[Counts]:

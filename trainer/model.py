@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trainer.config import Transform
-from trainer.data.images import image_array
+from trainer.config import Data, Transform
+from trainer.data.images import prepared
 from trainer.data.masks import Masks
 from trainer.errors import InputError
+from trainer.tasks import Reading, Task, reading_of
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,19 @@ class Use(BaseModel):
     input_transforms: list[Transform] = []
     target_transforms: list[Transform] = []
     masks: Masks | None = None
+    class_names: list[str] = ["background", "foreground"]
+    task: Task | None = None
+    reading: Reading | None = None
     images: SeenImages | None = None
+
+
+def data_of(use: Use) -> Data:
+    """The transforms of a checkpoint, as a section of a configuration."""
+    return Data(
+        transforms=use.transforms,
+        input_transforms=use.input_transforms,
+        target_transforms=use.target_transforms,
+    )
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,10 @@ class Model:
     transform: BatchTransform
     use: Use
     device: torch.device
+
+    @property
+    def _data(self) -> Data:
+        return data_of(self.use)
 
     @property
     def masks(self) -> Masks | None:
@@ -75,7 +92,13 @@ class Model:
     @property
     def classes(self) -> list[str]:
         """Names of the classes; their numbers are those in a predicted mask."""
-        return self.masks.names if self.masks else ["background", "foreground"]
+        return self.masks.names if self.masks else self.use.class_names
+
+    @property
+    def reading(self) -> Reading:
+        """How the network's logits become probabilities."""
+        described = self.network.description
+        return self.use.reading or reading_of(described.activation, None, described.classes)
 
     def probabilities(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """An image (H, W) grey or (H, W, 3) RGB, 8 bit -> (C, h, w) at the network's size.
@@ -94,6 +117,9 @@ class Model:
         """Both, from one pass through the network."""
         from trainer.evaluate import own_size_classes
 
+        if self.network.description.output_axes != 2:
+            found = "this model does not segment images"
+            raise InputError("model", found, "probabilities(image), or its predictions in HDF5")
         probabilities = self._probabilities(image)
         height, width = np.shape(image)[:2]
         classes = own_size_classes(probabilities[0], (height, width))
@@ -102,7 +128,9 @@ class Model:
     def _probabilities(self, image: NDArray[np.uint8]) -> torch.Tensor:
         import torch
 
-        from trainer.device import autocast, memory_layout
+        from trainer.data.transforms import channels_read, reading_steps
+        from trainer.device import autocast, in_layout
+        from trainer.losses import probabilities
         from trainer.networks.description import check_size
 
         array = np.asarray(image)
@@ -111,14 +139,15 @@ class Model:
             found = f"an array of shape {array.shape} and type {array.dtype}"
             raise InputError("image", found, "(H, W) or (H, W, 3), uint8")
         channels = self.network.description.in_channels
-        own = image_array(Image.fromarray(array), channels, self.size)
+        read = channels_read(self._data, channels)
+        own = prepared(Image.fromarray(array), read, reading_steps(self._data), "image")
         if self.size is None:
             check_size(self.network.description, (own.shape[2], own.shape[1]), "image")
         with torch.inference_mode():
             batch = self.transform.inputs(torch.from_numpy(own)[None].to(self.device))
             with autocast(self.device):
-                logits = self.network(batch.contiguous(memory_format=memory_layout(self.device)))
-            return self.network.probabilities(logits)
+                logits = self.network(in_layout(batch, self.device))
+            return probabilities(logits, self.reading)
 
 
 def model_file(path: Path) -> Path:
@@ -140,8 +169,7 @@ def load_model(
     a Python file beside it, which runs only with `trust_code`.
     """
     from trainer.checkpoint import check_code, code_of, load_checkpoint
-    from trainer.config import Data
-    from trainer.data.transforms import BatchTransform
+    from trainer.data.transforms import BatchTransform, Order
     from trainer.device import open_device, placed
     from trainer.networks.build import build
     from trainer.networks.description import parse_network
@@ -168,11 +196,8 @@ def load_model(
     for name, value in network.body.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise InputError(str(file), f"its weights {name} are not numbers", "a whole checkpoint")
-    data = Data(
-        transforms=use.transforms,
-        input_transforms=use.input_transforms,
-        target_transforms=use.target_transforms,
-    )
     target = open_device(device, None, deterministic=False)
-    transform = BatchTransform(data, description.classes)
+    task: Task = use.task or ("foreground" if description.classes == 1 else "classes")
+    order: Order = "BGR" if description.kind == "keras" else "RGB"
+    transform = BatchTransform(data_of(use), task, order)
     return Model(placed(network, target).eval(), transform, use, target)

@@ -6,11 +6,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
-from trainer.config import Config
+import torch
+
+from trainer.config import LOSS_FIELDS, OPTIMIZER_FIELDS, SCHEDULE_FIELDS, Config
 from trainer.console import Console
+from trainer.device import device_label
 from trainer.networks.build import SegmentationNetwork, parameter_counts
 from trainer.parts import Parts, Usage
 
@@ -42,69 +46,147 @@ class TextLogs:
             self._test.write(f"Epoch {epoch},{told} Accuracy: {accuracy:.3f}\n")
 
 
-OPTIMIZER_FIELDS = {
-    "sgd": ("learning_rate", "momentum", "dampening", "weight_decay", "nesterov"),
-    "rmsprop": ("learning_rate", "alpha", "eps", "weight_decay", "momentum", "centered"),
-    "adagrad": ("learning_rate", "lr_decay", "weight_decay"),
-    "adam": ("learning_rate", "beta1", "beta2", "weight_decay", "eps", "amsgrad"),
-    "adamw": ("learning_rate", "beta1", "beta2", "weight_decay", "eps", "amsgrad"),
-}
+class Clock:
+    """How an epoch's time goes: waiting for batches, and computing on them."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self._data = self._compute = 0.0
+
+    def data(self) -> None:
+        """A batch is there."""
+        self._data += self._since()
+
+    def compute(self) -> None:
+        """A step is done (on a GPU: is asked for)."""
+        self._compute += self._since()
+
+    def _since(self) -> float:
+        before, self._last = self._last, time.perf_counter()
+        return self._last - before
+
+    def __str__(self) -> str:
+        whole = max(self._data + self._compute, 1e-9)
+        return f"Data: {self._data / whole:.0%}; Compute: {self._compute / whole:.0%}"
+
+
 OPTIMIZER_NAMES = {
     "sgd": "SGD",
     "rmsprop": "RMSProp",
     "adagrad": "Adagrad",
     "adam": "Adam",
     "adamw": "AdamW",
+    "lars": "LARS",
+    "lamb": "LAMB",
+    "hessian": "Hessian (L-BFGS, strong Wolfe)",
 }
 LOSS_NAMES = {
     "bce": "BCE (Binary Cross-Entropy)",
     "dice": "Dice score",
     "nll": "NLL (Negative Log-Likelihood)",
+    "mse": "MSE (Mean Squared Error)",
+    "jaccard": "Jaccard score",
+    "focal": "Focal",
+    "lovasz": "Lovasz",
 }
+SCHEDULE_NAMES = {
+    "exponential": "Exponential",
+    "step": "Step",
+    "multistep": "MultiStep",
+    "warmup": "Warmup",
+}
+AS_PUBLISHED = {"amsgrad": "AMSGrad", "learning_rate": "Learning rate"}
+PRINTED_LINES = 100
 
 
-def print_settings(
-    config: Config,
-    usage: Usage,
-    parts: Parts,
-    network: SegmentationNetwork,
-    device: str,
-    started_from: str,
-    console: Console,
+def printed_batches(batches: int) -> set[int]:
+    """The batches of an epoch that the log tells: every one, or a hundred spread evenly."""
+    return {math.ceil(k * batches / PRINTED_LINES) for k in range(1, PRINTED_LINES + 1)}
+
+
+def _words(name: str) -> str:
+    return AS_PUBLISHED.get(name, name.replace("_", " ").capitalize())
+
+
+def _written(value: object) -> object:
+    """Switches as 0 and 1."""
+    return int(value) if isinstance(value, bool) else value
+
+
+def print_network(
+    label: str, module: SegmentationNetwork, device: torch.device, console: Console
 ) -> None:
-    """The settings of a run, section by section."""
-    every, trainable = parameter_counts(network)
-    console.section("Device(s)", {device: ""})
-    console.section(
-        "Neural Network",
-        {
-            "Model name": usage.network.label,
-            "Total parameters": every,
-            "Trainable parameters": trainable,
-            "Weights": started_from,
-        },
-    )
-    if config.trains and config.optimizer:
-        fields = {
-            name.replace("_", " ").capitalize(): getattr(config.optimizer, name)
-            for name in OPTIMIZER_FIELDS[config.optimizer.type]
+    """Who runs, on what, and the network."""
+    console.line("rml-optimization : dnn")
+    console.line("RocketML : 1 MPI process")  # the line that scripts around rmldnn look for
+    console.section("Device(s)", {device_label(device): ""})
+    every, trainable = parameter_counts(module)
+    items: dict[str, object] = {"Model name": label}
+    items |= {"Total parameters": every, "Trainable parameters": trainable}
+    if module.description.operations is not None:
+        items["Num of operations"] = module.description.operations
+    console.section("Neural Network", items)
+
+
+def print_settings(config: Config, console: Console) -> None:
+    """Optimizer, learning rate schedules and loss."""
+    optimizer, loss = config.optimizer, config.loss
+    if config.trains and optimizer:
+        names = OPTIMIZER_FIELDS[optimizer.type]
+        fields = {_words(name): _written(getattr(optimizer, name)) for name in names}
+        console.section("Optimizer", {"Type": OPTIMIZER_NAMES[optimizer.type], **fields})
+        for schedule in optimizer.schedules:
+            told = {
+                _words(name): getattr(schedule, name) for name in SCHEDULE_FIELDS[schedule.type]
+            }
+            kind = {"Type": SCHEDULE_NAMES[schedule.type]}
+            console.section(
+                "Learning rate scheduler", {**kind, **told, "Verbose": schedule.verbose}
+            )
+    if loss:
+        told = {
+            _words(name): value
+            for name in LOSS_FIELDS[loss.function]
+            if (value := getattr(loss, name)) is not None or name != "source"
         }
-        console.section("Optimizer", {"Type": OPTIMIZER_NAMES[config.optimizer.type], **fields})
-        if schedule := config.optimizer.lr_scheduler:
-            settings = {"Type": schedule.type.capitalize(), "Gamma": schedule.gamma}
-            console.section("Learning rate scheduler", {**settings, "Verbose": schedule.verbose})
-    if config.loss:
-        eps = {"Eps": config.loss.eps} if config.loss.function == "dice" else {}
-        source = {"Source": config.loss.source} if config.loss.source else {}
-        console.section("Loss", {"Function": LOSS_NAMES[config.loss.function], **source, **eps})
-    items: dict[str, object] = {
-        f"{name.capitalize()} images": len(pairs) for name, pairs in parts.sizes().items()
+        console.section("Loss", {"Function": LOSS_NAMES[loss.function], **told})
+
+
+def print_data(config: Config, usage: Usage, parts: Parts, console: Console) -> None:
+    """The samples of each part, how they are batched and what is done to them."""
+    data = usage.data
+    console.section("Dataset")
+    for name, items in parts.sizes().items():
+        training = items is parts.training
+        size = data.batch_size if training else data.test_batch_size
+        told: dict[str, object] = {
+            "Type": " -> ".join(dict.fromkeys(data.kinds)),
+            "Num samples (total)": len(items),
+            "Num samples (per process)": len(items),
+            "Batch size (requested)": size,
+            "Batch size (per process)": size,
+            "Num batches (per process)": math.ceil(len(items) / size),
+        }
+        console.items(f"{name.capitalize()} dataset", told)
+    transforms = {
+        f"{side}{one.name}": one.told
+        for side, ones in (
+            ("", data.transforms),
+            ("inputs: ", data.input_transforms),
+            ("targets: ", data.target_transforms),
+        )
+        for one in ones
     }
-    items |= {f"Transform {t.name}": t.value for t in usage.data.transforms}
-    items |= {f"Input transform {t.name}": t.value for t in usage.data.input_transforms}
+    if transforms:
+        console.items("Transforms", transforms)
     masks = usage.masks
     if masks and masks.classes:
-        items |= {"Classes": ", ".join(masks.names)}
-    else:
-        items |= {"Foreground": f"> {masks.threshold:g}" if masks else "values / 255"}
-    console.section("Dataset", items)
+        console.items("Targets", {"Classes": ", ".join(masks.names)})
+    elif usage.aim.task == "foreground" and data.kinds[1] == "images":
+        told_of = f"> {masks.threshold:g}" if masks else "values / 255"
+        console.items("Targets", {"Foreground": told_of})
+    if data.test_output_path:
+        console.items(
+            "Inference output",
+            {"Location": data.test_output_path, "Floating-point format": "single (32-bit)"},
+        )

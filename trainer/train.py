@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainer.batch_norm import refresh_batch_norm
@@ -25,14 +25,15 @@ from trainer.checkpoint import (
 )
 from trainer.config import Config
 from trainer.console import Console
+from trainer.data.array_set import ArraySet
 from trainer.data.cache import ImageSet
-from trainer.data.folders import Pair
-from trainer.data.order import batch_seed, epoch_order
+from trainer.data.order import batch_seed, shuffled_batches
+from trainer.data.samples import Item, Samples
 from trainer.data.transforms import BatchTransform
 from trainer.device import (
     autocast,
     device_label,
-    memory_layout,
+    in_layout,
     on_device,
     open_device,
     peak_memory_bytes,
@@ -41,21 +42,27 @@ from trainer.device import (
 from trainer.errors import NotANumber, Stopped
 from trainer.evaluate import Evaluation, OwnSizeMasks, as_result, evaluate
 from trainer.events import SCHEMA_VERSION, EventLog
-from trainer.losses import LossFunction, build_loss
+from trainer.losses import LossFunction
 from trainer.networks.build import SegmentationNetwork, build, parameter_counts
 from trainer.networks.description import check_size
 from trainer.networks.weights import find_weights, sha256
-from trainer.optimizers import build_optimizer
-from trainer.outputs import TextLogs, print_settings
-from trainer.parts import Parts, Usage, open_parts, usage_of
-from trainer.prediction_file import PredictionFile
+from trainer.optimizers import build_optimizer, step
+from trainer.outputs import (
+    Clock,
+    TextLogs,
+    print_data,
+    print_network,
+    print_settings,
+    printed_batches,
+)
+from trainer.parts import Parts, Usage, open_run
+from trainer.prediction_file import open_sink
 from trainer.schedules import build_schedule
 from trainer.stopping import StopRequest
 
 FLUSH_SECONDS = 1.0
 """Losses leave the device at most this often: each look makes a GPU wait."""
 
-PRINTED_LINES = 100
 SCORES = ("accuracy", "foreground_dice", "iou", "class_dice")
 """What an epoch's event tells of its evaluation."""
 
@@ -84,6 +91,7 @@ class Work:
     config: Config
     run: Run
     parts: Parts
+    usage: Usage
     network: SegmentationNetwork
     device: torch.device
     transform: BatchTransform
@@ -96,8 +104,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     device = open_device(this.device, this.threads, config.deterministic)
 
     # ---- data ----
-    parts = open_parts(config)
-    usage = usage_of(config, parts)
+    parts, usage = open_run(config)
 
     # ---- network ----
     torch.manual_seed(parts.seed)
@@ -113,6 +120,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     trusted = this.trust_code or config.layers is not None
     folder = Path(usage.source).absolute().parent
     network = build(usage.network, weights, folder=folder, trust_code=trusted)
+    print_network(usage.network.label, network, device, console)
     filled = 1.0
     if last:
         network.body.load_state_dict(last["state"])
@@ -126,11 +134,15 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     if this.checkpoints and code:
         put_beside(this.checkpoints, code)
     started_from = last["origin"]["weights"] if last else _started_from(config, weights, filled)
-    classes = usage.network.classes
-    loss = build_loss(config.loss, classes) if config.loss else None
-    transform = BatchTransform(usage.data, classes)
-    work = Work(config, this, parts, network, device, transform, loss)
-    print_settings(config, usage, parts, network, device_label(device), started_from, console)
+    console.line(f"   Weights: {started_from}")
+    transform, loss = usage.transform(), usage.loss(config)
+    work = Work(config, this, parts, usage, network, device, transform, loss)
+    print_settings(config, console)
+    for note in parts.notes:
+        console.line(note)
+    print_data(config, usage, parts, console)
+    if device.type == "cuda":
+        console.line("*** CUDA available! Will train on GPU ***")
     this.events.write(
         "start",
         schema_version=SCHEMA_VERSION,
@@ -145,7 +157,9 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     )
     training = _images(parts.training, usage, work)
     evaluation = _images(parts.evaluation, usage, work)
-    masks = OwnSizeMasks(evaluation, device) if evaluation and evaluation.has_targets else None
+    masks = None
+    if isinstance(evaluation, ImageSet) and evaluation.own_size_comparable:
+        masks = OwnSizeMasks(evaluation, device)
 
     # ---- evaluation alone ----
     if training is None:
@@ -159,7 +173,8 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     # ---- optimizer ----
     assert config.optimizer
     optimizer = build_optimizer(network.parameters(), config.optimizer)
-    schedule = build_schedule(optimizer, config.optimizer.lr_scheduler)
+    schedules = config.optimizer.schedules if config.optimizer.type != "hessian" else []
+    schedule = build_schedule(optimizer, schedules)
 
     # ---- resume ----
     progress = Progress()
@@ -214,7 +229,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
                 saver.best()
             this.events.write("epoch", **event)
             saver.now_and_then()
-            if schedule and config.optimizer.lr_scheduler and config.optimizer.lr_scheduler.verbose:
+            if any(one.verbose for one in schedules):
                 console.line(f"Learning rate: {optimizer.param_groups[0]['lr']:.6g}")
             console.rule()
             this.stop.check()
@@ -255,35 +270,35 @@ def _started_from(config: Config, weights: Path | None, filled: float) -> str:
     return f"encoder from {weights.name} (sha256 {sha256(weights)[:12]}), the rest random"
 
 
-def _images(pairs: list[Pair], usage: Usage, work: Work) -> ImageSet | None:
-    if not pairs:
+def _images(items: Sequence[Item], usage: Usage, work: Work) -> ImageSet | ArraySet | None:
+    if not items:
         return None
-    images = ImageSet(pairs, usage.network.in_channels, usage.size, usage.masks)
-    if usage.size is None:
-        height, width = images.own_size(0)
-        check_size(usage.network, (width, height), f"{pairs[0].image}, without a resize")
-    work.run.console.line(f"Pre-loading {len(images)} images...")
-    images.preload(torch.get_num_threads(), work.run.stop.asked)
+    samples = usage.open(items)
+    if usage.size is None and isinstance(samples, ImageSet):
+        height, width = samples.own_size(0)
+        check_size(usage.network, (width, height), f"{samples.pairs[0].image}, without a resize")
+    kind = "images" if isinstance(samples, ImageSet) else "samples"
+    work.run.console.line(f"Pre-loading {len(samples)} {kind}...")
+    samples.preload(torch.get_num_threads(), work.run.stop.asked)
     work.run.stop.check()
-    images.to(work.device)
-    return images
+    samples.to(work.device)
+    return samples
 
 
 def _steps(
-    work: Work, images: ImageSet, epoch: int, batch_size: int, done: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an epoch on the device, after the first `done`."""
-    order = epoch_order(work.parts.seed, epoch, len(images)).to(images.device)
-    randomness = Generator(work.device)
-    for batch, indices in enumerate(order.split(batch_size)[done:], start=done + 1):
-        raw, raw_targets = images.batch(indices)
+    work: Work, samples: Samples, epoch: int, batches: Sequence[Tensor], done: int = 0
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """The batches of an epoch on the device, after the first `done`, each with its seed."""
+    seed = work.parts.seed
+    for batch, indices in enumerate(batches[done:], start=done + 1):
+        raw, raw_targets = samples.batch(indices)
         assert raw_targets is not None
         raw = on_device(raw, work.device)
         raw_targets = on_device(raw_targets, work.device)
-        number = batch_seed(work.parts.seed, epoch, batch)
+        number = batch_seed(seed, epoch, batch)
         torch.manual_seed(number)  # dropout
-        inputs, targets = work.transform.augmented(raw, raw_targets, randomness.manual_seed(number))
-        yield inputs.contiguous(memory_format=memory_layout(work.device)), targets
+        inputs, targets = work.transform.augmented(raw, raw_targets, indices, epoch, seed)
+        yield in_layout(inputs, work.device), targets, number
 
 
 def _gradient_norm(network: nn.Module) -> Tensor:
@@ -293,30 +308,35 @@ def _gradient_norm(network: nn.Module) -> Tensor:
 
 def train_epoch(
     work: Work,
-    images: ImageSet,
+    samples: Samples,
     optimizer: torch.optim.Optimizer,
     epoch: int,
     logs: TextLogs,
     saver: Saver,
     progress: Progress,
 ) -> float:
-    """One pass over the training images, or what is left of it; the mean loss of its images."""
-    network, run, batch_size = work.network, work.run, work.config.data.batch_size
-    batches = math.ceil(len(images) / batch_size)
-    printed = {math.ceil(k * batches / PRINTED_LINES) for k in range(1, PRINTED_LINES + 1)}
+    """One pass over the training samples, or what is left of it; the mean loss of its samples."""
+    network, run, config = work.network, work.run, work.config
+    batches = shuffled_batches(
+        work.parts.seed, epoch, samples.groups, config.data.batch_size, samples.device
+    )
+    planned = [len(batch) for batch in batches]
+    printed = printed_batches(len(planned))
     waiting: list[Tensor] = []
     told = progress.losses
+    clock = Clock()
 
     def flush() -> None:
         """Brings the waiting losses from the device in one go, prints and checks them."""
         for value, norm in torch.stack(waiting).tolist() if waiting else []:
-            told.append((min(batch_size, len(images) - len(told) * batch_size), value))
+            told.append((planned[len(told)], value))
             batch = len(told)
             logs.train(epoch, batch, value, norm)
             if batch in printed:
                 run.console.line(
-                    f"Train Epoch [{epoch:3d}/{work.config.num_epochs:3d}] : Batch "
-                    f"[{batch:5d}/{batches:5d}] (Loss = {value:.4f}; |g| = {norm:.4f})"
+                    f"Train Epoch [{epoch:3d}/{config.num_epochs:3d}] : Batch "
+                    f"[{batch:5d}/{len(planned):5d}] (Loss = {value:.4f}; |g| = {norm:.4f}) "
+                    f"[{clock}]"
                 )
             if not math.isfinite(value):
                 raise NotANumber(f"the loss is {value} at epoch {epoch}, batch {batch}")
@@ -326,16 +346,28 @@ def train_epoch(
 
     network.train()
     flushed = time.monotonic()
-    for inputs, targets in _steps(work, images, epoch, batch_size, done=len(told)):
-        with autocast(work.device):
-            logits = network(inputs)
-        assert work.loss
-        loss = work.loss(logits, targets)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = _gradient_norm(network)
-        optimizer.step()
-        waiting.append(torch.stack([loss.detach(), norm]))
+    for inputs, targets, number in _steps(work, samples, epoch, batches, done=len(told)):
+        clock.data()
+
+        def compute(inputs: Tensor = inputs, targets: Tensor = targets, n: int = number) -> Tensor:
+            if isinstance(optimizer, torch.optim.LBFGS):  # one batch, one function
+                torch.manual_seed(n)
+                run.stop.check()
+            with autocast(work.device):
+                logits = network(inputs)
+            assert work.loss
+            loss = work.loss(logits, targets)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            return loss
+
+        try:
+            loss = step(optimizer, compute, again=len(planned) == 1)
+        except Stopped:  # in the middle of a step, which is undone
+            flush()
+            raise
+        waiting.append(torch.stack([loss.detach(), _gradient_norm(network)]))
+        clock.compute()
         if run.stop.asked():
             flush()
             raise Stopped(run.stop.reason)
@@ -344,30 +376,29 @@ def train_epoch(
             saver.now_and_then()
             flushed = time.monotonic()
     flush()
-    return sum(n * value for n, value in told) / len(images)
+    return sum(n * value for n, value in told) / len(samples)
 
 
-def _evaluate(work: Work, images: ImageSet, masks: OwnSizeMasks | None, epoch: int) -> Evaluation:
+def _evaluate(work: Work, samples: Samples, masks: OwnSizeMasks | None, epoch: int) -> Evaluation:
     """Scores, and predictions where the configuration asks for them."""
 
-    def scored(sink: PredictionFile | None) -> Evaluation:
-        return evaluate(
+    with open_sink(
+        work.config.data, epoch, samples, work.usage.masks, work.usage.threshold
+    ) as sink:
+        evaluation = evaluate(
             work.network,
-            images,
+            samples,
             work.transform,
             work.device,
             work.config.data.test_batch_size,
-            loss=work.loss if images.has_targets else None,
+            work.usage.aim,
+            loss=work.loss if samples.has_targets else None,
             masks=masks,
             sink=sink,
             console=work.run.console,
             epochs=(epoch, work.config.num_epochs),
             check=work.run.stop.check,
         )
-
-    if not work.config.data.test_output_path:
-        return scored(None)
-    with PredictionFile(work.config.data, epoch, images.masks) as sink:
-        evaluation = scored(sink)
-    work.run.console.line(f"Predictions are in {sink.path}")
+    for path in sink.paths if sink else ():
+        work.run.console.line(f"Predictions are in {path}")
     return evaluation

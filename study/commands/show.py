@@ -107,11 +107,11 @@ def _settings(
         chosen = open_[1] if open_ else entry or {}
         keys = ("optimizer", "learning_rate", "lr", "loss", "weights")
         return [(key, str(chosen[key])) for key in keys if key in chosen]
-    data, optimizer, schedule = config.data, config.optimizer, config.optimizer.lr_scheduler
-    transforms = [f"{t.name} {t.value}" for t in (*data.transforms, *data.input_transforms)]
+    data, optimizer = config.data, config.optimizer
+    transforms = [f"{t.name} {t.told}" for t in (*data.transforms, *data.input_transforms)]
     rows = [
         ("Optimizer", f"{optimizer.type}, rate {optimizer.learning_rate:.4g}"),
-        ("Schedule", f"{schedule.type}, gamma {schedule.gamma}" if schedule else "none"),
+        ("Schedule", " x ".join(schedule.told for schedule in optimizer.schedules) or "none"),
         ("Loss", config.loss.function),
         ("Epochs, batch size", f"{config.num_epochs}, {data.batch_size}"),
         ("Transforms", ", ".join(transforms)),

@@ -25,15 +25,17 @@ MASK_NAME = re.compile(r"(.+)_mask(?:_\d+)?")
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and the masks that make up its truth; none where there is no truth.
+    """An image and its truth: the masks that make it up, or a class; neither where there is none.
 
     `name` is the image's path relative to its folder, with slashes: its key in split files and
-    predictions.
+    predictions. `place` is the image's number in a file of many.
     """
 
     image: Path
     masks: tuple[Path, ...]
     name: str
+    label: int | None = None
+    place: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,11 @@ def files_below(folder: Path) -> Iterator[Path]:
                 yield Path(here) / name
 
 
-def list_images(folder: Path) -> tuple[list[Path], list[InputError]]:
-    """The image files of a folder and its subfolders in order, and the faults found there."""
+def list_images(folder: Path, paired: bool = True) -> tuple[list[Path], list[InputError]]:
+    """The image files of a folder and its subfolders in order, and the faults found there.
+
+    Where images are `paired` with masks by name, two of one stem are a fault.
+    """
     if not folder.is_dir():
         return [], [InputError(str(folder), "there is no such folder", fix="check the path")]
     images: list[Path] = []
@@ -145,7 +150,7 @@ def list_images(folder: Path) -> tuple[list[Path], list[InputError]]:
         elif suffix not in SUFFIXES:
             accepted = ", ".join(SUFFIXES)
             faults.append(InputError(str(path), "this is not an image", accepted, "move it away"))
-        elif stem in stems:
+        elif paired and stem in stems:
             other = stems[stem].name
             faults.append(InputError(str(path), f"has the same stem as {other}", "one of them"))
         else:

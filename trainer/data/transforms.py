@@ -1,111 +1,412 @@
-"""What happens to a batch on the device: scaling to [0, 1], augmentation, normalisation.
+"""What is done to images: at reading, and on the device to a batch.
 
-Deterministic transforms always act; random ones only in training, with parameters drawn for each
-image, image and mask together. The geometric ones are one resampling (bilinear for images, nearest
-for masks, mirrored at the border).
+A list of transforms is done in its order, with three exceptions that change nothing of what it
+asks for but make it fast and plain: the resizes and crops before the first transform that turns,
+flips or zooms are done once, at reading; the other geometric ones are one resampling (mirrored at
+the border); colours and light come before normalize and random_patches, since they are about
+values in [0, 1].
+
+The random ones act in training only. Their numbers follow from seed, epoch and the sample's index
+alone: they are the same in a batch of any size, on any device.
 """
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.config import Data, Transform
+from trainer.data.colours import channels_of, converted
+from trainer.data.images import Step
 from trainer.errors import InputError
+from trainer.tasks import Task
 
-GEOMETRIC = ("random_horizontal_flip", "random_vertical_flip", "random_rotate", "random_zoom")
-INTENSITY = ("random_brightness", "random_contrast")
+SIZING = ("resize", "center_crop")
+MOVING = (
+    *("jitter_crop", "random_zoom", "rotate", "random_rotate"),
+    *("random_horizontal_flip", "random_vertical_flip"),
+)
+RANDOM = (
+    *("jitter_crop", "random_zoom", "random_rotate", "random_patches", "random_brightness"),
+    *("random_contrast", "random_horizontal_flip", "random_vertical_flip"),
+)
+"""Those that act in training alone; of random_patches an evaluation takes those of epoch 0."""
+
+LIGHT = ("convert_color", "random_brightness", "random_contrast")
+DRAWS = 8
+"""Random numbers that each transform of a list may take; random_patches comes after all."""
+
+Order = Literal["RGB", "BGR"]
 
 
-def resize_of(data: Data) -> tuple[int, int] | None:
-    """(width, height) of the resize in the transforms; None where there is none."""
-    sizes = [t.value for t in data.transforms if t.name == "resize"]
-    for name in ("input_transforms", "target_transforms"):
-        own = [t.value for t in getattr(data, name) if t.name == "resize"]
-        if own and own != sizes[-1:]:
-            found = f"resize {own[-1]} stands on one side only"
-            raise InputError(f"data.{name}", found, "resize in data.transforms, for both sides")
-    return (sizes[-1][0], sizes[-1][1]) if sizes else None
+def geometric(data: Data) -> list[Transform]:
+    """The transforms that move pixels, in order; raises InputError where they part the two sides.
+
+    A resize that is repeated counts once. Targets that are labels have no pixels.
+    """
+
+    def of(transforms: list[Transform]) -> list[Transform]:
+        found: list[Transform] = []
+        for one in transforms:
+            if one.name in SIZING + MOVING and not (found and _repeats(one, found[-1])):
+                found.append(one)
+        return found
+
+    inputs = of([*data.transforms, *data.input_transforms])
+    targets = of([*data.transforms, *data.target_transforms])
+    if inputs != targets and data.kinds[1] != "labels":
+        for name in ("input_transforms", "target_transforms"):
+            if odd := of(getattr(data, name)):
+                found = f"{odd[0].name} on one side only would part images and masks"
+                raise InputError(f"data.{name}", found, "it stands in data.transforms")
+    return inputs
 
 
-def _settings(transforms: list[Transform], names: tuple[str, ...]) -> dict[str, float]:
-    return {t.name: float(t.value) for t in transforms if t.name in names}
+def _repeats(one: Transform, before: Transform) -> bool:
+    return one.name in SIZING and one == before
+
+
+def _parted(data: Data) -> tuple[list[Transform], list[Transform]]:
+    """The geometric transforms done at reading, and those done on the device.
+
+    A resize that comes after flips and turns is done at reading as well where nothing before it
+    makes images of one size: they could not share a batch. A turn then turns the resized image.
+    """
+    moves = geometric(data)
+    first = next((n for n, one in enumerate(moves) if one.name in MOVING), len(moves))
+    reading, rest = moves[:first], moves[first:]
+    sizing = next((n for n, one in enumerate(rest) if one.name in SIZING), None)
+    if not reading and sizing is not None and rest[sizing].name == "resize":
+        reading = [rest.pop(sizing)]
+    return reading, rest
+
+
+def reading_steps(data: Data) -> list[Step]:
+    """What is done to each image when it is read."""
+    return [(one.name, (one.value[0], one.value[1])) for one in _parted(data)[0]]
+
+
+def size_of(data: Data, own: tuple[int, int] | None = None) -> tuple[int, int] | None:
+    """(width, height) of images after all transforms: `own`, their own one, where none sets it."""
+    sizes = [one.value for one in geometric(data) if one.name in SIZING]
+    return (sizes[-1][0], sizes[-1][1]) if sizes else own
+
+
+def comparable(data: Data) -> bool:
+    """Whether a prediction, resized, lies upon the image in its own size."""
+    return not any(one.name in ("center_crop", "rotate") for one in geometric(data))
+
+
+def channels_read(data: Data, channels: int) -> int:
+    """Channels with which images are read, so that a network gets `channels` after convert_color.
+
+    Raises InputError where the conversions give another number.
+    """
+    names = [t.value for t in (*data.transforms, *data.input_transforms) if _converts(t)]
+    now = start = channels_of(names[0])[0] if names else channels
+    for name in names:
+        takes, gives = channels_of(name)
+        if takes != now:
+            raise InputError("convert_color", f"{name} on images of {now} channels", f"{takes}")
+        now = gives
+    if now != channels:
+        found = f"{names[-1]} gives {now} channels, the network takes {channels}"
+        raise InputError("convert_color", found, "a conversion to what the network takes")
+    return start
+
+
+def _converts(transform: Transform) -> bool:
+    return transform.name == "convert_color"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A transform, and its place in the list, which its random numbers depend on."""
+
+    transform: Transform
+    place: int
+
+    @property
+    def name(self) -> str:
+        return self.transform.name
+
+    @property
+    def value(self) -> Any:
+        return self.transform.value
 
 
 class BatchTransform:
-    """uint8 batches -> float batches, as the configuration says.
+    """Made of the configuration's transforms; works on batches, wherever they lie.
 
-    With several classes (`classes` above 1) targets are class indices and stay so.
+    `order` is the order of colours that the network takes; files are read as RGB. With
+    convert_color the pixels start as BGR, as OpenCV has them.
     """
 
-    def __init__(self, data: Data, classes: int = 1) -> None:
-        self._scale = 255 if classes == 1 else 1
-        self.geometric = _settings(data.transforms, GEOMETRIC)
-        inputs = [*data.transforms, *data.input_transforms]
-        self.intensity = _settings(inputs, INTENSITY)
-        self.input_scale = [t.value for t in inputs if t.name == "normalize"]
+    def __init__(self, data: Data, task: Task = "foreground", order: Order = "RGB") -> None:
+        self.task = task
+        self._arrays = data.kinds[0] not in ("images", "mnist")
+        moving = [(one.name, id(one)) for one in _parted(data)[1]]
+        inputs = [_Place(t, n) for n, t in enumerate((*data.transforms, *data.input_transforms))]
+        ids = {number for _, number in moving}
+        self._moving = [one for one in inputs if id(one.transform) in ids]
+        self._light = [one for one in inputs if one.name in LIGHT]
+        self._late = [one for one in inputs if one.name in ("normalize", "random_patches")]
+        shared = len(data.transforms)
+        self._shared_late = [one for one in self._late if one.place < shared]
         targets = [*data.transforms, *data.target_transforms]
-        self.target_scale = [t.value for t in targets if t.name == "normalize"]
-        for name in ("input_transforms", "target_transforms"):
-            if odd := _settings(getattr(data, name), GEOMETRIC):
-                found = f"{next(iter(odd))} on one side only would part images and masks"
-                raise InputError(f"data.{name}", found, "it stands in data.transforms")
+        self._target_scale = [t.value for t in targets if t.name == "normalize"]
+        self._target_light = [
+            one for one in self._light if _converts(one.transform) and one.place < shared
+        ]
+        self._mask = data.target_is_mask or task != "channels"
+        self._patches = [one for one in self._late if one.name == "random_patches"]
+        self._flipped = order == "BGR" or any(_converts(one.transform) for one in self._light)
+        self._draws = DRAWS * len(inputs)
 
-    def inputs(self, batch: Tensor) -> Tensor:
-        """Images (n, C, H, W) as the network takes them; no augmentation."""
-        return _normalize(batch.float() / 255, self.input_scale)
+    @property
+    def random(self) -> bool:
+        """Whether an epoch of training differs from another."""
+        return any(one.name in RANDOM for one in (*self._moving, *self._light, *self._late))
 
-    def targets(self, batch: Tensor) -> Tensor:
-        """Targets (n, 1, H, W), in [0, 1] or class indices."""
-        return _normalize(batch.float() / self._scale, self.target_scale)
+    def inputs(self, raw: Tensor) -> Tensor:
+        """Raw inputs (n, C, …) as the network takes them; nothing random."""
+        if self._arrays:
+            return raw.float()
+        x = self._moved(self._scaled(raw), None, "bilinear")
+        return self._finished(self._lit(x, None))
+
+    def targets(self, raw: Tensor) -> Tensor:
+        """Raw targets as a loss takes them; nothing random.
+
+        (n, 1, …) in [0, 1] or with class numbers, (n, C, …) of channels, (n,) of labels.
+        """
+        if self.task == "labels":
+            return raw.long().flatten()
+        if self._arrays:
+            return raw.float()
+        return self._target_finished(self._moved(raw.float(), None, self._mode))
+
+    def evaluated(
+        self, raw: Tensor, raw_targets: Tensor | None, indices: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """A batch of an evaluation; `indices` (n,) are those of its samples.
+
+        With random_patches and targets: the patches of epoch 0.
+        """
+        inputs = self.inputs(raw)
+        if raw_targets is None:
+            return inputs, None
+        if self._patches:
+            return self._with_patches(raw, Draw(0, 0, indices.to(raw.device), self._draws))
+        return inputs, self.targets(raw_targets)
 
     def augmented(
-        self, inputs: Tensor, targets: Tensor, generator: Generator
+        self, raw: Tensor, raw_targets: Tensor, indices: Tensor, epoch: int, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Images and targets of a training batch; every random number comes from `generator`."""
-        x, y = inputs.float() / 255, targets.float() / self._scale
-        if self.geometric:
-            grid = self._grid(x, generator)
-            x = F.grid_sample(x, grid, "bilinear", "reflection", align_corners=False)
-            y = F.grid_sample(y, grid, "nearest", "reflection", align_corners=False)
-        if self.intensity:
-            x = self._light(x, generator)
-        return _normalize(x, self.input_scale), _normalize(y, self.target_scale)
+        """A batch of a training; `indices` (n,) are those of its samples in the training set."""
+        if self._arrays:
+            return raw.float(), self.targets(raw_targets)
+        draw = Draw(seed, epoch, indices.to(raw.device), self._draws) if self.random else None
+        if self._patches and draw:
+            return self._with_patches(raw, draw, training=True)
+        x = self._moved(self._scaled(raw), draw, "bilinear")
+        x = self._finished(self._lit(x, draw))
+        if self.task == "labels":
+            return x, self.targets(raw_targets)
+        return x, self._target_finished(self._moved(raw_targets.float(), draw, self._mode))
 
-    def _grid(self, x: Tensor, generator: Generator) -> Tensor:
-        n, _, height, width = x.shape
+    def plain(self, x: Tensor) -> Tensor:
+        """Inputs (n, C, …) without their normalisation, for a picture: RGB where they are BGR."""
+        for one in reversed([one for one in self._late if one.name == "normalize"]):
+            x = x * one.value.get("std", 1.0) + one.value.get("mean", 0.0)
+        names = [one.value for one in self._light if _converts(one.transform)]
+        last = names[-1].partition("2")[2] if names else "BGR" if self._flipped else "RGB"
+        return x.flip(1) if last == "BGR" and x.shape[1] == 3 else x
 
-        def uniform() -> Tensor:
-            return torch.rand(n, generator=generator, device=x.device)
+    def plain_targets(self, y: Tensor) -> Tensor:
+        """Targets without their normalisation."""
+        for scale in reversed(self._target_scale if self.task != "classes" else []):
+            y = y * scale.get("std", 1.0) + scale.get("mean", 0.0)
+        return y
 
-        def flip(name: str) -> Tensor:
-            return 1 - 2 * (uniform() < self.geometric.get(name, 0.0)).float()
+    @property
+    def _mode(self) -> str:
+        return "nearest" if self._mask else "bilinear"
 
-        horizontal, vertical = flip("random_horizontal_flip"), flip("random_vertical_flip")
-        angle = (2 * uniform() - 1) * math.radians(self.geometric.get("random_rotate", 0.0))
-        zoom = 1 - uniform() * self.geometric.get("random_zoom", 0.0)
-        cosine, sine, zero = zoom * angle.cos(), zoom * angle.sin(), torch.zeros_like(zoom)
-        # Grid coordinates run from -1 to 1 on both axes: a rotation has to undo the aspect ratio.
-        rows = [
-            torch.stack([cosine * horizontal, -sine * vertical * height / width, zero], dim=1),
-            torch.stack([sine * horizontal * width / height, cosine * vertical, zero], dim=1),
-        ]
-        return F.affine_grid(torch.stack(rows, dim=1), list(x.shape), align_corners=False)
+    def _scaled(self, raw: Tensor) -> Tensor:
+        x = raw.float() / 255
+        return x.flip(1) if self._flipped and x.shape[1] == 3 else x
 
-    def _light(self, x: Tensor, generator: Generator) -> Tensor:
-        def symmetric(name: str) -> Tensor:
-            values = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
-            return (2 * values - 1) * self.intensity.get(name, 0.0)
+    def _moved(self, x: Tensor, draw: Draw | None, mode: str) -> Tensor:
+        moves = [one for one in self._moving if draw or one.name not in RANDOM]
+        if not moves:
+            return x
+        height, width = x.shape[2:]
+        matrix, (width_out, height_out) = _composed(moves, draw, len(x), (width, height), x.device)
+        # Grid coordinates run from -1 to 1 on both axes, the matrix is in pixels.
+        to_grid = torch.tensor([2 / width, 2 / height, 1], device=x.device).diag()
+        to_pixels = torch.tensor([width_out / 2, height_out / 2, 1], device=x.device).diag()
+        theta = (to_grid @ matrix @ to_pixels)[:, :2]
+        shape = [len(x), x.shape[1], height_out, width_out]
+        grid = F.affine_grid(theta, shape, align_corners=False)
+        return F.grid_sample(x, grid, mode, "reflection", align_corners=False)
 
-        contrast, brightness = 1 + symmetric("random_contrast"), symmetric("random_brightness")
-        mean = x.mean(dim=(1, 2, 3), keepdim=True)
-        return ((x - mean) * contrast + mean + brightness).clamp(0, 1)
+    def _lit(self, x: Tensor, draw: Draw | None) -> Tensor:
+        for one in self._light:
+            if _converts(one.transform):
+                x = converted(x, one.value)
+            elif draw:
+                by = (2 * draw.uniform(one.place)[:, 0].view(-1, 1, 1, 1) - 1) * one.value
+                if one.name == "random_contrast":
+                    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+                    x = ((x - mean) * (1 + by) + mean).clamp(0, 1)
+                else:
+                    x = (x + by).clamp(0, 1)
+        return x
+
+    def _finished(self, x: Tensor) -> Tensor:
+        for one in self._late:
+            if one.name == "normalize":
+                x = _normalized(x, one.value)
+        return x
+
+    def _target_finished(self, y: Tensor) -> Tensor:
+        if self.task == "classes":
+            if self._target_scale:
+                y = y / 255
+                for scale in self._target_scale:
+                    y = _normalized(y, scale)
+            return y.round()
+        y = y / 255
+        if self.task == "channels":
+            y = y.flip(1) if self._flipped and y.shape[1] == 3 else y
+            for one in self._target_light:
+                y = converted(y, one.value)
+        for scale in self._target_scale:
+            y = _normalized(y, scale)
+        return y
+
+    def _with_patches(
+        self, raw: Tensor, draw: Draw, training: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        moved = self._moved(self._scaled(raw), draw if training else None, "bilinear")
+        x = self._lit(moved, draw if training else None)
+        y: Tensor | None = None
+        for one in self._late:
+            if one.name == "normalize":
+                x = _normalized(x, one.value)
+                y = _normalized(y, one.value) if y is not None and one in self._shared_late else y
+                continue
+            cut = draw.squares(one.value.number, one.value.size, x.shape[2], x.shape[3])
+            y = x * cut if y is None else y + x * cut
+            x = x * ~cut
+        assert y is not None
+        return x, y
 
 
-def _normalize(x: Tensor, scales: list[dict[str, float]]) -> Tensor:
-    for scale in scales:
-        x = (x - scale.get("mean", 0.0)) / scale.get("std", 1.0)
-    return x
+def _normalized(x: Tensor, scale: dict[str, float]) -> Tensor:
+    return (x - scale.get("mean", 0.0)) / scale.get("std", 1.0)
+
+
+class Draw:
+    """Random numbers for the samples of a batch, a function of seed, epoch and index alone.
+
+    Counters are mixed by the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable
+    pseudorandom number generators", 2014), in 64-bit integers that wrap around.
+    """
+
+    def __init__(self, seed: int, epoch: int, indices: Tensor, patches_at: int) -> None:
+        key = ((seed * 1_000_003 + epoch) * 0x9E3779B97F4A7C15 + 1) % 2**64
+        start = torch.full_like(indices, _signed(key), dtype=torch.int64)
+        self._samples = _mixed(_mixed(start) + indices.long() * _signed(0xD1B54A32D192ED03))
+        self._patches_at = patches_at
+
+    def uniform(self, place: int) -> Tensor:
+        """(n, 8) numbers in [0, 1) for the transform at a place of the list."""
+        return self._uniform(DRAWS * place, DRAWS)
+
+    def squares(self, number: int, size: int, height: int, width: int) -> Tensor:
+        """Where `number` squares of side `size` lie, (n, 1, H, W) bool."""
+        if size > min(height, width):
+            found = f"a size of {size} in images of {width}x{height} pixels"
+            raise InputError("data.transforms, random_patches", found, "a smaller size")
+        numbers = self._uniform(self._patches_at, 2 * number)
+        top, left = numbers[:, :number], numbers[:, number:]
+
+        def within(corner: Tensor, side: int) -> Tensor:
+            """(n, number, side): whether a row or column lies in each square."""
+            first = (corner * (side - size + 1)).floor()[:, :, None]
+            place = torch.arange(side, device=corner.device)
+            return ((place >= first) & (place < first + size)).float()
+
+        covered = within(top, height).transpose(1, 2) @ within(left, width)
+        return (covered > 0)[:, None]
+
+    def _uniform(self, first: int, count: int) -> Tensor:
+        counters = torch.arange(first + 1, first + count + 1, device=self._samples.device)
+        bits = _mixed(self._samples[:, None] + counters * _signed(0x9E3779B97F4A7C15))
+        return ((bits >> 40) & 0xFFFFFF).float() / 2**24
+
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _mixed(x: Tensor) -> Tensor:
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * _signed(0x94D049BB133111EB)
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+def _composed(
+    moves: list[_Place],
+    draw: Draw | None,
+    count: int,
+    size: tuple[int, int],
+    device: torch.device,
+) -> tuple[Tensor, tuple[int, int]]:
+    """The moves as one: matrices (n, 3, 3) that lead from a pixel of the result to the pixel that
+    it comes from, both (x, y, 1) measured from the middle of their image; and the result's size."""
+    zero, one_ = torch.zeros(count, device=device), torch.ones(count, device=device)
+
+    def matrix(*entries: Any) -> Tensor:
+        filled = [one_ * entry if isinstance(entry, float) else entry for entry in entries]
+        return torch.stack([*filled, zero, zero, one_], dim=1).view(count, 3, 3)
+
+    whole = matrix(1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    for move in moves:
+        width, height = size
+        numbers = draw.uniform(move.place).unbind(1) if draw else ()
+        if move.name == "resize":
+            size = (move.value[0], move.value[1])
+            step = matrix(width / size[0], 0.0, 0.0, 0.0, height / size[1], 0.0)
+        elif move.name == "center_crop":
+            size = (move.value[0], move.value[1])
+            if size[0] > width or size[1] > height:
+                found = f"{size[0]}x{size[1]} of an image of {width}x{height} pixels"
+                raise InputError("data.transforms, center_crop", found, "a smaller crop")
+            across, down = (width - size[0]) % 2 / 2, (height - size[1]) % 2 / 2
+            step = matrix(1.0, 0.0, -across, 0.0, 1.0, -down)
+        elif move.name == "jitter_crop":
+            left, right, top, bottom = (n * move.value / 2 for n in numbers[:4])
+            across, down = (left - right) * width / 2, (top - bottom) * height / 2
+            step = matrix(1 - left - right, 0.0, across, 0.0, 1 - top - bottom, down)
+        elif move.name == "random_zoom":
+            part = 1 - numbers[0] * move.value
+            step = matrix(part, 0.0, 0.0, 0.0, part, 0.0)
+        elif move.name in ("rotate", "random_rotate"):
+            degrees = (
+                (2 * numbers[0] - 1) * move.value if move.name in RANDOM else one_ * move.value
+            )
+            cosine, sine = degrees.deg2rad().cos(), degrees.deg2rad().sin()
+            step = matrix(cosine, sine, 0.0, -sine, cosine, 0.0)
+        else:
+            sign = 1 - 2 * (numbers[0] < move.value).float()
+            across = move.name == "random_horizontal_flip"
+            step = matrix(sign if across else 1.0, 0.0, 0.0, 0.0, 1.0 if across else sign, 0.0)
+        whole = whole @ step
+    return whole, size

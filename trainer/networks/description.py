@@ -154,6 +154,16 @@ class Network(BaseModel):
         """Of the images: 1, 2 or 3."""
         return self.graph.dimensions if self.keras is not None else 2
 
+    @property
+    def output_axes(self) -> int:
+        """Of the output, without batch and classes: 2 for images, 0 for a number a class."""
+        return len(self.graph.output_shape) - 1 if self.keras is not None else 2
+
+    @property
+    def operations(self) -> int | None:
+        """As rmldnn counts them; None but for Keras networks."""
+        return self.graph.operations if self.keras is not None else None
+
     def for_checkpoint(self) -> Network:
         """As a checkpoint keeps it: its weights are its own, a Python file lies beside it."""
         module = (

@@ -1033,9 +1033,10 @@ def _dropout(n: int | None, o: Options, inputs: Sequence[Shape]) -> Layer:
 
         return getattr(nn, f"Dropout{n}d" if n else "Dropout")(rate)
 
-    return Layer(
-        _unchanged(o, n), lambda module, tensors: module(tensors[0]), build if rate else None
-    )
+    def call(module: Any, tensors: Any) -> Any:
+        return module(tensors[0]) if module else tensors[0]
+
+    return Layer(_unchanged(o, n), call, build if rate else None)
 
 
 LAYERS: dict[str, Build] = {

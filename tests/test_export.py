@@ -1,0 +1,126 @@
+"""Export: what onnxruntime computes is what torch computes, at sizes that the file never saw."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from trainer.checkpoint import load_checkpoint
+from trainer.errors import InputError
+from trainer.export import export, main
+from trainer.model import load_model
+
+pytestmark = pytest.mark.slow
+Python = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out: Path = tmp_path_factory.mktemp("exported") / "out"
+    assert main([str(trained.folder / "model/best.pt"), "--out", str(out)]) == 0
+    return out
+
+
+def run(file: Path, image: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(file)
+    return np.asarray(session.run(None, {"image": image})[0])
+
+
+def test_every_file_is_there(exported: Path) -> None:
+    names = sorted(path.name for path in exported.iterdir())
+    assert names == ["model.json", "model.onnx", "model.safetensors"]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (36, 20), (4, 68)])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_onnx_equals_the_trained_model(
+    exported: Path, trained: Any, size: tuple[int, int], batch: int
+) -> None:
+    model = load_model(trained.folder / "model/best.pt", "cpu")
+    rng = np.random.default_rng(batch)
+    pixels = rng.integers(0, 256, (batch, 3, *size)).astype(np.float32)
+    with torch.inference_mode():
+        inputs = model.transform.inputs(torch.from_numpy(pixels))
+        expected = model.network.probabilities(model.network(inputs)).numpy()
+    found = run(exported / "model.onnx", pixels / 255)
+    assert found.shape == expected.shape == (batch, 1, *size)
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_the_five_lines_of_the_readme_give_the_mask_of_predict(
+    exported: Path, trained: Any, data: Path
+) -> None:
+    facts = json.loads((exported / "model.json").read_text())
+    path = next((data / "test/inputs").glob("*.png"))
+    image = Image.open(path).convert("RGB").resize(facts["input"]["size"])
+    pixels = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255
+    found = run(exported / "model.onnx", pixels)[0]
+    model = load_model(trained.folder / "model/best.pt", "cpu")
+    expected = model.probabilities(np.asarray(Image.open(path).convert("RGB").resize(image.size)))
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_the_description_says_how_it_is_used(exported: Path) -> None:
+    facts = json.loads((exported / "model.json").read_text())
+    assert facts["input"] == {
+        "name": "image",
+        "type": "float32",
+        "axes": ["batch", "channel", "height", "width"],
+        "channels": 3,
+        "order": "RGB",
+        "scaling": "pixel / 255",
+        "size": facts["input"]["size"],
+        "multiple_of": 4,
+    }
+    assert facts["output"]["classes"] == ["background", "foreground"]
+    assert facts["output"]["threshold"] == 0.5
+
+
+def test_safetensors_starts_a_training_again(exported: Path, trained: Any) -> None:
+    state = load_checkpoint(exported / "model.safetensors")["state"]
+    own = load_checkpoint(trained.folder / "model/best.pt")["state"]
+    assert state.keys() == own.keys()
+    assert all(torch.equal(state[name], own[name]) for name in own)
+
+
+def test_nothing_is_overwritten(exported: Path, trained: Any, capsys: Any) -> None:
+    before = (exported / "model.onnx").read_bytes()
+    arguments = [str(trained.folder / "model/best.pt"), "--out", str(exported)]
+    assert main(arguments) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert (exported / "model.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "there is no model"),
+        (["MODEL", "--format", "onxx"], "unknown name 'onxx'"),
+    ],
+)
+def test_mistakes_are_told(
+    trained: Any, tmp_path: Path, capsys: Any, arguments: list[str], words: str
+) -> None:
+    model = str(trained.folder / "model/best.pt")
+    told = [model if text == "MODEL" else text for text in arguments]
+    assert main([*told, "--out", str(tmp_path / "out")]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_network_that_differs_is_not_written(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(trained.folder / "model/best.pt", "cpu")
+    monkeypatch.setattr("trainer.export.TOLERANCE", 0.0)
+    with pytest.raises(InputError, match="differs from torch"):
+        export(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

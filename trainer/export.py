@@ -1,0 +1,212 @@
+"""A trained model for other programs: weights as .safetensors, and the whole network as ONNX.
+
+    python -m trainer.export best_model --out exported
+
+writes model.safetensors, model.onnx and model.json into the folder. The ONNX network takes images
+as float32 (N, C, H, W), RGB or grey, pixels / 255, and gives probabilities (N, classes, H, W):
+normalisation, the order of colours and the final activation are inside. Batch and image size are
+free where the network's are. model.json says how an image becomes its input, and what its output
+means. It is compared with torch at two sizes before it is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainer.errors import InputError
+from trainer.files import write_atomically, write_json
+from trainer.model import Model, load_model
+
+if TYPE_CHECKING:
+    import torch
+
+FORMATS = ("safetensors", "onnx")
+TOLERANCE = 1e-4
+INPUT, OUTPUT = "image", "probabilities"
+AXES = ("depth", "height", "width")
+
+
+def description(model: Model) -> dict[str, Any]:
+    """model.json: how an image becomes the input, and what the output means."""
+    network = model.network.description
+    return {
+        "schema_version": 1,
+        "network": network.label,
+        "input": {
+            "name": INPUT,
+            "type": "float32",
+            "axes": ["batch", "channel", *AXES[-network.dimensions :]],
+            "channels": network.in_channels,
+            "order": "grey" if network.in_channels == 1 else "RGB",
+            "scaling": "pixel / 255",
+            "size": list(model.size) if model.size else None,
+            "multiple_of": network.divisor,
+        },
+        "output": {
+            "name": OUTPUT,
+            "classes": model.classes,
+            "channels": network.classes,
+            "threshold": 0.5 if network.classes == 1 else None,
+            "decision": "above the threshold" if network.classes == 1 else "largest channel",
+        },
+    }
+
+
+def _whole(model: Model) -> torch.nn.Module:
+    """Pixels / 255 -> probabilities: what is around the network put into it."""
+    import torch
+
+    class Whole(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = model.network
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return model.network.probabilities(model.network(model.transform.inputs(image * 255)))
+
+    return Whole().eval()
+
+
+def _sizes(model: Model) -> list[tuple[int, ...]]:
+    """A small size and an odd one that the network takes, else the one of its training."""
+    network = model.network.description
+    step = network.divisor
+    small = 2 * step if step > 1 else 32
+    odd = 3 * step if step > 1 else 45
+    sizes = [(small,) * network.dimensions, (small,) * (network.dimensions - 1) + (odd,)]
+    taken = []
+    for size in sizes:
+        with contextlib.suppress(InputError):
+            model.network.check(tuple(reversed(size)))
+            taken.append(size)
+    if len(taken) == len(sizes):
+        return taken
+    own = tuple(reversed(model.size)) if model.size else ()
+    if not own and network.keras is not None:
+        own = tuple(side for side in network.graph.input_shape[:-1] if side)
+    if len(own) != network.dimensions:
+        raise InputError("network", f"{network.label} takes neither of {sizes}", "any size")
+    return [own]
+
+
+def to_onnx(model: Model) -> bytes:
+    """The network as ONNX, compared with torch; raises InputError where it cannot be exported."""
+    import torch
+
+    whole = _whole(model).cpu()
+    channels = model.network.description.in_channels
+    sizes = _sizes(model)
+    free = {0: "batch"}
+    if len(sizes) > 1:
+        dimensions = model.network.description.dimensions
+        free |= dict(enumerate(AXES[-dimensions:], start=2))
+    images = [torch.rand(2 + n, channels, *size) for n, size in enumerate(sizes)]
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                whole,
+                (images[-1],),
+                dynamo=True,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes={"image": free},
+            )
+    except Exception as error:  # torch.export raises many kinds
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        label = model.network.description.label
+        raise InputError("onnx", f"{label} cannot be exported: {lines[0]}") from None
+    assert program is not None
+    content: bytes = program.model_proto.SerializeToString()
+    _compare(whole, content, images)
+    return content
+
+
+def _compare(whole: torch.nn.Module, content: bytes, images: Sequence[torch.Tensor]) -> None:
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for image in images:
+        (found,) = session.run([OUTPUT], {INPUT: image.numpy()})
+        with torch.inference_mode():
+            expected = whole(image).numpy()
+        worst = float(np.abs(found - expected).max())
+        if found.shape != expected.shape or not worst < TOLERANCE:
+            told = f"differs from torch by {worst:.2g} for an input {tuple(image.shape)}"
+            raise InputError("onnx", told, f"below {TOLERANCE:g}")
+
+
+def to_safetensors(model: Model) -> bytes:
+    """Parameters and running statistics by name; the network's description as metadata."""
+    from safetensors.torch import save
+
+    network = model.network.description.model_dump_json()
+    state = {k: v.cpu().contiguous() for k, v in model.network.body.state_dict().items()}
+    return save(state, {"network": network, "use": model.use.model_dump_json(exclude_unset=True)})
+
+
+def export(model: Model, out: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Writes the files into the folder `out`; raises InputError where one of them is there."""
+    files = [out / f"model.{name}" for name in (*formats, "json")]
+    for file in files:
+        if file.exists():
+            raise InputError(str(file), "is there already", fix="name another folder with --out")
+    makers = {"safetensors": to_safetensors, "onnx": to_onnx}
+    contents = [makers[name](model) for name in formats]
+    out.mkdir(parents=True, exist_ok=True)
+    for file, content in zip(files, contents, strict=False):
+        write_atomically(file, content)
+    write_json(files[-1], description(model))
+    return files
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code."""
+    from trainer.__main__ import limit_threads, translated
+
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.export", description="Writes a trained model for other programs."
+    )
+    parser.add_argument("model", type=Path, nargs="?", default=Path("best_model"))
+    parser.add_argument("--out", type=Path, default=Path("exported"), help="folder for the files")
+    both = f"comma list of {', '.join(FORMATS)} (default: both)"
+    parser.add_argument("--format", default=",".join(FORMATS), help=both)
+    trust = "run the Python file of a model whose network is somebody's own"
+    parser.add_argument("--trust-code", action="store_true", help=trust)
+    given = parser.parse_args(arguments)
+    try:
+        formats = [name.strip().lower() for name in given.format.split(",") if name.strip()]
+        for name in formats or [""]:
+            if name not in FORMATS:
+                raise InputError("--format", f"unknown name '{name}'", ", ".join(FORMATS))
+        limit_threads(None)
+        model = load_model(given.model, "cpu", trust_code=given.trust_code)
+        files = export(model, given.out, formats)
+    except Exception as error:
+        known = translated(error)
+        if known is None:
+            raise
+        print(f"Error: {known}", file=sys.stderr)
+        return known.exit_code
+    for file in files:
+        print(f"{file}: {file.stat().st_size:,} bytes")
+    if "onnx" in formats:
+        told = json.dumps(description(model)["input"]["size"])
+        print(f"The ONNX network equals torch's within {TOLERANCE:g}; trained at {told}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
