@@ -24,7 +24,7 @@ from tests.keras_reference import (
     random_weights,
     reference,
 )
-from trainer.errors import InputError
+from trainer.errors import InputError, OutOfMemory
 from trainer.networks.build import build
 from trainer.networks.description import check_size, parse_network
 from trainer.networks.keras.graph import folded, read_graph
@@ -90,9 +90,14 @@ def test_published_counts_of_the_inline_array() -> None:
     graph = described.graph
     assert (graph.parameters, graph.operations, described.label) == (21432, 14, "Unknown")
     assert (described.activation, described.classes, described.in_channels) == ("log_softmax", 2, 1)
+    module = build(described).train()  # with its dropouts of rate 0
+    assert module(torch.rand(3, 1, 28, 28)).shape == (3, 2)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "layers_resunet")) for name in FILES],
+)
 def test_published_networks_compute_what_keras_does(name: str) -> None:
     content = resized(file(name), FILES[name][2])
     assert difference(content, FILES[name][2]) < 1e-3  # logits of some 100 before the sigmoid
@@ -105,7 +110,7 @@ def test_published_networks_compute_what_keras_does(name: str) -> None:
     [
         ("MobileNet", 4231400),
         ("MobileNetV2", 3504296),
-        ("DenseNet121", 7972584),
+        pytest.param("DenseNet121", 7972584, marks=pytest.mark.slow),
         pytest.param("DenseNet201", 20007656, marks=pytest.mark.slow),
         pytest.param("ResNet50", 25577320, marks=pytest.mark.slow),
         pytest.param("ResNet50V2", 25562088, marks=pytest.mark.slow),
@@ -126,6 +131,80 @@ def test_networks_of_keras_applications(name: str, parameters: int) -> None:
     content["config"]["layers"][-1]["config"]["activation"] = "linear"
     model.layers[-1].activation = keras.activations.linear
     assert difference(content, (side, side), model, batch=1) < 1e-4
+
+
+def as_keras_2(content: Any, slash: bool = False) -> Any:
+    """A file of Keras 3 as Keras 2 writes it; `slash`: with conv1/bn for conv1_bn, as DenseNets."""
+    content = copy.deepcopy(content)
+
+    def named(name: str) -> str:
+        return name.replace("_", "/", 1) if slash else name
+
+    for one in content["config"]["layers"]:
+        for key in ("module", "registered_name", "build_config"):
+            one.pop(key, None)
+        config, calls = one["config"], one["inbound_nodes"]
+        config["name"] = one["name"] = named(one["name"])
+        config["dtype"] = "float32"
+        if "batch_shape" in config:
+            config["batch_input_shape"] = config.pop("batch_shape")
+        if one["class_name"] == "BatchNormalization":
+            config["axis"] = [config["axis"]] if isinstance(config["axis"], int) else config["axis"]
+        tensors = calls[0]["args"][0] if calls else []
+        tensors = tensors if isinstance(tensors, list) else [tensors]
+        names = [tensor["config"]["keras_history"][0] for tensor in tensors]
+        one["inbound_nodes"] = [[[named(name), 0, 0, {}] for name in names]] if names else []
+    for key in ("input_layers", "output_layers"):
+        name = content["config"][key][0]
+        content["config"][key] = [[named(name if isinstance(name, str) else name[0]), 0, 0]]
+    return {**content, "keras_version": "2.8.0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "slash"),
+    [("MobileNetV2", False), pytest.param("DenseNet121", True, marks=pytest.mark.slow)],
+)
+def test_the_forms_of_keras_2_and_3_are_the_same_network(name: str, slash: bool) -> None:
+    model = getattr(keras.applications, name)(weights=None, input_shape=(64, 64, 3))
+    content = json.loads(model.to_json())
+    new, old = (read_graph(c, name) for c in (content, as_keras_2(content, slash)))
+    assert (new.parameters, new.operations) == (old.parameters, old.operations)
+    assert (sum("/" in node.name for node in old.nodes) > 300) == slash
+    for a, b in zip(new.nodes, old.nodes, strict=True):
+        assert (a.class_name, a.shape) == (b.class_name, b.shape)
+    assert difference(as_keras_2(content, slash), (64, 64), batch=1) < 1e-4
+
+
+def test_the_pyramid_of_a_pspnet() -> None:
+    """Pools that leave 6, 3, 2 and 1 positions of 24, bilinear enlargement by as much."""
+    layers = [layer("a", "Conv2D", "input", filters=4, kernel_size=3, strides=2, padding="same")]
+    names = ["a"]
+    for number, factor in enumerate((4, 8, 12, 24)):
+        pool = {"pool_size": factor, "strides": factor, "padding": "same"}
+        one = {"filters": 3, "kernel_size": 1, "use_bias": False}
+        up = {"size": factor, "interpolation": "bilinear"}
+        layers += [
+            layer(f"pool{number}", "AveragePooling2D", names[0], **pool),
+            layer(f"conv{number}", "Conv2D", f"pool{number}", **one),
+            layer(f"bn{number}", "BatchNormalization", f"conv{number}"),
+            layer(f"relu{number}", "Activation", f"bn{number}", activation="relu"),
+            layer(f"up{number}", "UpSampling2D", f"relu{number}", **up),
+        ]  # fmt: skip
+        names.append(f"up{number}")
+    layers += [
+        layer("join", "Concatenate", *names, axis=3),
+        layer("drop", "SpatialDropout2D", "join", rate=0.1),
+        layer("end", "Conv2D", "drop", filters=3, kernel_size=3, padding="same"),
+        layer("up", "UpSampling2D", "end", size=2, interpolation="bilinear"),
+        layer("softmax", "Activation", "up", activation="softmax"),
+    ]
+    content = functional([48, 48, 3], *layers)
+    graph = read_graph(content, "x")
+    assert graph.activation == "softmax" and graph.divisor == 48
+    assert difference(content, (48, 48)) < 1e-4
+    KerasNetwork(graph).train()(torch.rand(1, 3, 48, 48)).sum().backward()
+    with pytest.raises(InputError, match="multiples of 48"):
+        check_size(parse_network(content, "x"), (64, 64), "--image-size")
 
 
 # ---- every layer class, in one to three dimensions ----
@@ -645,6 +724,12 @@ def test_the_layout_stays_channels_last() -> None:
 
 
 # ---- initial weights ----
+
+
+def test_a_network_that_the_memory_cannot_hold_is_told() -> None:
+    content = chain([4, 4, 2], *[("Conv2D", {"filters": 2**31 - 1, "kernel_size": 1})] * 2)
+    with pytest.raises(OutOfMemory, match="this machine has"):
+        network(content)
 
 
 @pytest.mark.parametrize(
