@@ -307,7 +307,7 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any]) -> Usage:
     elif task == "labels":
         _check_labels(network, parts, source)
     elif task == "channels":
-        names = ("", *(f"output {number}" for number in range(network.classes)))
+        names = tuple(f"output {number}" for number in range(network.classes))
     reading = reading_of(network.activation, config.loss, network.classes)
     return Usage(
         network, source, data, size, masks, Aim(task, reading, names or Aim.names), checkpoint
