@@ -83,6 +83,9 @@ def _arrays(data: Data, inputs: str, targets: str | None) -> list[Sample]:
     found = list_arrays(inputs, data.kinds[0])
     if targets is None:
         return [Sample(one) for one in found]
+    both = {one.name: one for one in found}
+    if inputs == targets and set(both) == {"input", "target"}:  # two datasets of one file
+        return [Sample(both["input"], both["target"])]
     return paired(found, list_arrays(targets, data.kinds[1]), f"{inputs} and {targets}")
 
 
