@@ -138,6 +138,7 @@ def test_blocks_come_in_the_order_of_their_axes() -> None:
     [
         ({"sizes": [8, 8], "discard_remainders": True}, r"v\.h5: is 7 x 9 voxels, no block of 8"),
         ({"sizes": [1, 1]}, "blocks of 1 x 1 voxels"),
+        ({"sizes": [4, 4], "padding": [2**30, 2**30]}, "at most 4294967296 voxels"),
         ({"sizes": [4, 4, 4], "transpose": True}, "transpose"),
     ],
 )
