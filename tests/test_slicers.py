@@ -152,6 +152,9 @@ def test_names() -> None:
     assert slicer_names(slicers) == ["slices_1", "a", "slices_3"]
     with pytest.raises(InputError, match="'a' stands twice"):
         slicer_names([slicers[1], slicers[1]])
+    for name in ("a/b", ".", "/", "a\0b"):
+        with pytest.raises(InputError, match="names no dataset"):
+            slicer_names([Slicer(sizes=[2, 2], name=name)])
 
 
 def test_what_the_log_says() -> None:

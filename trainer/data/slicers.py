@@ -25,9 +25,12 @@ MOST_VOXELS = 2**32
 
 
 def slicer_names(slicers: Sequence[Slicer]) -> list[str]:
-    """The names of all slicers; raises InputError for one that stands twice."""
+    """The names of all slicers; raises InputError for one that names no dataset or stands twice."""
     names = [one.name or f"slices_{number}" for number, one in enumerate(slicers, start=1)]
     for place, name in enumerate(names):
+        if "/" in name or name == "." or not name.isprintable():
+            where = f"data.slicers[{place}].name"
+            raise InputError(where, f"'{name}' names no dataset", "a name without a slash")
         if name in names[:place]:
             raise InputError(
                 f"data.slicers[{place}].name", f"'{name}' stands twice", "a name for each"
