@@ -627,6 +627,21 @@ def test_15_operations_are_layers_and_fused_activations() -> None:
     assert read_graph(content, "x").operations == 4 + 1
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_networks_of_all_dimensions_are_built_and_checked(n: int) -> None:
+    one = {"filters": 4, "kernel_size": 3, "padding": "same"}
+    content = chain([None] * n + [2], (f"Conv{n}D", one), (f"MaxPooling{n}D", {}),
+                    (f"UpSampling{n}D", {}), (f"Conv{n}D", {**one, "filters": 1}))  # fmt: skip
+    described = parse_network(content, "x")
+    module = build(described)
+    assert described.dimensions == n and described.divisor == 2
+    size = (8, 6, 4)[:n]
+    module.check(size)
+    assert module(torch.rand(2, 2, *size)).shape == (2, 1, *size)
+    with pytest.raises(InputError, match="multiples of 2"):
+        check_size(described, (8, 7, 4)[-n:] if n > 1 else (7,), "here")
+
+
 # ---- speed and memory ----
 
 
@@ -721,6 +736,24 @@ def test_the_layout_stays_channels_last() -> None:
         part = copy.deepcopy(module.body)
         part.steps, part.result = part.steps[:count], f"layer_{count}"
         assert part(x).stride(1) == 1, count
+
+
+@pytest.mark.slow
+def test_the_size_stays_free_in_an_export() -> None:
+    """Padding that depends on the size is computed in the exported program, too."""
+    content = chain(
+        [None, None, 3],
+        ("Conv2D", {"filters": 4, **SAME_ON_EVEN}),
+        ("AveragePooling2D", {"pool_size": 3, "strides": 2, "padding": "same"}),
+        ("MaxPooling2D", {"pool_size": 3, "strides": 2, "padding": "same"}),
+        ("UpSampling2D", {"size": 8, "interpolation": "bilinear"}),
+    )
+    module = network(content).eval()
+    free = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
+    program = torch.export.export(module, (torch.rand(3, 3, 37, 42),), dynamic_shapes={"x": free})
+    for shape in ((2, 3, 40, 64), (5, 3, 33, 51)):
+        x = torch.rand(shape)
+        assert torch.allclose(program.module()(x), module(x), atol=1e-5)
 
 
 # ---- initial weights ----
