@@ -380,3 +380,38 @@ def test_many_blocks_take_little_memory(tmp_path: Path) -> None:
     block = parts.evaluation[77]
     assert isinstance(block, Block) and not hasattr(block, "__dict__")
     assert json.dumps(block.number) == "77"
+
+
+def test_inputs_and_targets_in_one_file(tmp_path: Path) -> None:
+    path = save_h5(tmp_path / "both.h5", input=values(4, 4), target=np.ones((4, 4)))
+    samples = opened(configured(path, path), 1, 2)
+    x, y = samples.batch(torch.arange(1))
+    assert len(samples) == 1 and y is not None and (y == 1).all()
+    np.testing.assert_array_equal(x[0, 0], values(4, 4))
+
+
+def test_an_array_may_be_its_own_target(tmp_path: Path) -> None:
+    path = save_npy(tmp_path / "nu.npy", values(1, 4, 4))
+    samples = opened(configured(path, path, "numpy"), 1, 2, "foreground", 1)
+    x, y = samples.batch(torch.arange(1))
+    assert y is not None and torch.equal(x, y) and samples.names == ["nu.npy"]
+
+
+def test_slicers_are_of_as_many_axes(tmp_path: Path) -> None:
+    path = save_h5(tmp_path / "v.h5", input=values(4, 4, 4))
+    slicers = [{"sizes": [4, 4, 4]}, {"sizes": [4, 4]}]
+    with pytest.raises(InputError, match="2 sizes, the first slicer has 3"):
+        open_parts(configured(path, None, slicers=slicers))
+
+
+def test_the_log_tells_of_the_first_arrays_only(tmp_path: Path) -> None:
+    for number in range(12):
+        save_npy(tmp_path / f"{number:02d}.npy", values(4, 4))
+    notes = open_parts(configured(tmp_path, None, "numpy", slicers=[{"sizes": [2, 2]}])).notes
+    assert len([line for line in notes if line.startswith("Slicing dataset")]) == 8
+    assert notes[-1] == "   and 4 more arrays by slicer slices_1"
+
+
+def test_the_published_batches_of_two_slicers() -> None:
+    """256 and 64 samples in batches of 20: 13 and 4."""
+    assert len(batches_in_order([256, 64], 20)) == 17

@@ -22,6 +22,12 @@ from trainer.errors import InputError
 from trainer.review import main
 
 RANDOM = [{"random_horizontal_flip": 0.5}, {"random_rotate": 30}, {"random_brightness": 0.3}]
+MORE = [
+    {"jitter_crop": 0.3},
+    {"rotate": 12},
+    {"center_crop": [16, 12]},
+    {"convert_color": "BGR2RGB"},
+]
 NORMALIZE = {"normalize": {"mean": 0.4, "std": 0.2}}
 
 
@@ -51,11 +57,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("more", [[], MORE], ids=["some", "more"])
 def test_the_versions_are_what_a_training_computes(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, more: list[dict[str, Any]]
 ) -> None:
     """Inputs and targets of the first two epochs, caught in the trainer, image for image."""
-    config = configuration(folder, [{"resize": [24, 16]}, *RANDOM, NORMALIZE])
+    config = configuration(folder, [{"resize": [24, 16]}, *RANDOM, *more, NORMALIZE])
     seen: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
     steps = train._steps
 
@@ -180,3 +187,30 @@ def test_order_and_seeds_differ_between_epochs() -> None:
     assert sorted(epoch_order(0, 1, 9).tolist()) == list(range(9))
     assert not torch.equal(epoch_order(0, 1, 9), epoch_order(0, 2, 9))
     assert len({batch_seed(s, e, b) for s in range(3) for e in range(4) for b in range(5)}) == 60
+
+
+def test_patches_are_shown_as_they_are_cut(folder: Path) -> None:
+    patches = {"random_patches": {"number": 3, "size": 5}}
+    config = configuration(folder, [{"resize": [24, 16]}, patches])
+    shown = show_case(config, "1", None)
+    assert "drawn anew in every epoch: random_patches 3 of 5x5" in shown.lines
+    cut = [(view.image == 0).all(axis=2).sum() for view in shown.views[2:]]
+    assert min(cut) >= 25 and not np.array_equal(shown.views[2].image, shown.views[3].image)
+
+
+def test_a_case_with_a_label(folder: Path) -> None:
+    config = configuration(folder, [{"resize": [24, 16]}, *RANDOM], classes=2)
+    content = json.loads(config.read_text())
+    data = content["neural_network"]["data"]
+    del data["target_path"], data["type"]
+    data.update(input_type="images", target_type="labels", input_path=str(folder / "data/train"))
+    layers = [
+        {"class_name": "Conv2D", "config": {"name": "c", "filters": 2, "kernel_size": 3}},
+        {"class_name": "GlobalAveragePooling2D", "config": {"name": "p"}},
+    ]
+    layers[0]["config"]["batch_input_shape"] = [None, 16, 24, 3]  # type: ignore[index]
+    content["neural_network"]["layers"] = layers
+    config.write_text(json.dumps(content))
+    shown = show_case(config, "targets/image_001.png", None)
+    assert shown.views[0].told.endswith("class targets") and len(shown.views) == 8
+    assert all(view.truth is None for view in shown.views)

@@ -138,6 +138,7 @@ def test_blocks_come_in_the_order_of_their_axes() -> None:
     [
         ({"sizes": [8, 8], "discard_remainders": True}, r"v\.h5: is 7 x 9 voxels, no block of 8"),
         ({"sizes": [1, 1]}, "blocks of 1 x 1 voxels"),
+        ({"sizes": [4, 4], "padding": [2**30, 2**30]}, "at most 4294967296 voxels"),
         ({"sizes": [4, 4, 4], "transpose": True}, "transpose"),
     ],
 )
@@ -151,6 +152,9 @@ def test_names() -> None:
     assert slicer_names(slicers) == ["slices_1", "a", "slices_3"]
     with pytest.raises(InputError, match="'a' stands twice"):
         slicer_names([slicers[1], slicers[1]])
+    for name in ("a/b", ".", "/", "a\0b"):
+        with pytest.raises(InputError, match="names no dataset"):
+            slicer_names([Slicer(sizes=[2, 2], name=name)])
 
 
 def test_what_the_log_says() -> None:

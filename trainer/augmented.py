@@ -21,7 +21,7 @@ from torch import Tensor
 from trainer.config import Config, Transform, load_config
 from trainer.data.cache import ImageSet
 from trainer.data.folders import Pair
-from trainer.data.images import open_image, read_image
+from trainer.data.images import prepared
 from trainer.data.masks import read_masks
 from trainer.data.order import epoch_order
 from trainer.data.samples import Item
@@ -123,17 +123,15 @@ def show_case(config_path: Path, case: str, part: str | None) -> Shown:
     index = find_case(sizes[part], case, part)
     pair = sizes[part][index]
     transform, images = usage.transform(), usage.open([pair])
-    labelled = usage.aim.task == "labels"
-    if not isinstance(pair, Pair) or not isinstance(images, ImageSet) or labelled:
-        found = "there are no masks to be drawn" if isinstance(pair, Pair) else "these are arrays"
-        raise InputError(str(config_path), found, "a configuration of images and masks")
+    if not isinstance(pair, Pair) or not isinstance(images, ImageSet):
+        raise InputError(str(config_path), "its data are arrays", "a configuration of images")
     raw, raw_targets = images.batch(torch.zeros(1, dtype=torch.long))
-    prepared, targets = transform.evaluated(raw, raw_targets, torch.tensor([index]))
+    x, targets = transform.evaluated(raw, raw_targets, torch.tensor([index]))
     channels = "1 channel" if usage.network.in_channels == 1 else "3 channels"
-    told = f"{prepared.shape[3]}x{prepared.shape[2]}, {channels}, {_values(prepared)}"
+    told = f"{x.shape[3]}x{x.shape[2]}, {channels}, {_values(x)}"
     views = [
-        _on_disk(pair, usage),
-        _view("as the network gets it", told, prepared, targets, transform),
+        _on_disk(pair, images, usage),
+        _view("as the network gets it", told, x, targets, transform),
     ]
     lines = [
         f"{part} image {index} of {len(sizes[part])} (0 is the first)",
@@ -168,18 +166,21 @@ def _versions(
     return views
 
 
-def _on_disk(pair: Pair, usage: Usage) -> View:
-    opened = open_image(pair.image)
-    image = np.asarray(read_image(pair.image, 3).transpose(1, 2, 0) / 255, np.float32)
-    truth = None
-    told = f"{image.shape[1]}x{image.shape[0]}, {'grey' if opened.mode == 'L' else opened.mode}"
-    if pair.masks:
-        truth = read_masks(pair.masks, usage.masks)
-        if usage.network.classes == 1:
-            truth = np.asarray(truth > PIXEL_THRESHOLD, np.uint8)
-        told += f", {len(pair.masks)} masks united" if len(pair.masks) > 1 else ""
-        told += "" if truth.any() else ", the mask is empty"
-    told += "" if pair.masks else ", no mask"
+def _on_disk(pair: Pair, images: ImageSet, usage: Usage) -> View:
+    opened = images.opened(pair)
+    image = np.asarray(prepared(opened, 3, (), pair.name).transpose(1, 2, 0) / 255, np.float32)
+    deep = isinstance(opened, np.ndarray)
+    told = f"{image.shape[1]}x{image.shape[0]}, "
+    told += "16 bit" if deep else "grey" if opened.mode == "L" else opened.mode
+    if pair.label is not None:
+        return View("on disk", f"{told}, class {usage.aim.names[pair.label]}", image, None)
+    if not pair.masks or usage.aim.task == "channels":
+        return View("on disk", told + ("" if pair.masks else ", no mask"), image, None)
+    truth = read_masks(pair.masks, usage.masks)
+    if usage.network.classes == 1:
+        truth = np.asarray(truth > PIXEL_THRESHOLD, np.uint8)
+    told += f", {len(pair.masks)} masks united" if len(pair.masks) > 1 else ""
+    told += "" if truth.any() else ", the mask is empty"
     return View("on disk", told, image, truth)
 
 
@@ -187,7 +188,7 @@ def _view(title: str, told: str, x: Tensor, y: Tensor | None, transform: BatchTr
     """A batch of one, as the network takes it; drawn without its normalisation."""
     image = transform.plain(x)[0].clamp(0, 1).permute(1, 2, 0).numpy()
     truth = None
-    if y is not None and transform.task != "channels":
+    if y is not None and transform.task in ("foreground", "classes"):
         target = transform.plain_targets(y)[0, 0]
         target = (target > 0.5) if transform.task == "foreground" else target.round()
         truth = target.numpy().astype(np.uint8)

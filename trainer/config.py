@@ -95,8 +95,12 @@ class Checkpoints(Section):
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Side = Annotated[int, Field(gt=0)]
-Sides = Annotated[list[Side], Field(min_length=2, max_length=2)]
+MOST_PIXELS = 20_000
+"""Of a side of an image."""
+
+Sides = Annotated[
+    list[Annotated[int, Field(gt=0, le=MOST_PIXELS)]], Field(min_length=2, max_length=2)
+]
 Degrees = Annotated[float, Field(ge=-180, le=180)]
 COLOUR_CONVERSIONS = (
     *("BGR2RGB", "RGB2BGR", "BGR2GRAY", "RGB2GRAY", "GRAY2BGR", "GRAY2RGB"),
@@ -116,8 +120,8 @@ def _conversion(name: str) -> str:
 class RandomPatches(Section):
     """Squares that are cut out of the input; the target is what was cut out, on black."""
 
-    number: int = Field(ge=1, description="Squares in an image.")
-    size: int = Field(ge=1, description="Their side in pixels.")
+    number: int = Field(ge=1, le=10_000, description="Squares in an image.")
+    size: int = Field(ge=1, le=MOST_PIXELS, description="Their side in pixels.")
 
 
 class Transform(Section):
@@ -205,7 +209,8 @@ class Transform(Section):
 INPUT_TYPES = ("images", "numpy", "hdf5", "mnist")
 InputType = Annotated[str, _one_of("data type", INPUT_TYPES), _any_case(INPUT_TYPES)]
 TargetType = Annotated[str, _one_of("data type", DATA_TYPES), _any_case(DATA_TYPES)]
-Lengths = Annotated[list[Side], Field(min_length=1, max_length=3)]
+Voxels = Annotated[int, Field(gt=0, lt=2**31)]
+Lengths = Annotated[list[Voxels], Field(min_length=1, max_length=3)]
 
 
 class Slicer(Section):
@@ -216,7 +221,7 @@ class Slicer(Section):
         None, min_length=1, description="Of the dataset in hdf5_outfile; slices_1, … if left out."
     )
     sizes: Lengths = Field(description="Of a block, in voxels; an axis of size 1 is dropped.")
-    padding: list[Annotated[int, Field(ge=0)]] | None = Field(
+    padding: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = Field(
         None, description="Zeros on both ends of each block; not together with padded_sizes."
     )
     padded_sizes: Lengths | None = Field(
@@ -287,8 +292,8 @@ class Data(Section):
         "part `validation`, a run without training evaluates its part `test`; it also says what "
         "the values or colours of the masks mean. Ours.",
     )
-    batch_size: int = Field(64, ge=1, description="Samples in a training batch.")
-    test_batch_size: int = Field(64, ge=1, description="Samples in an evaluation batch.")
+    batch_size: int = Field(64, ge=1, lt=2**31, description="Samples in a training batch.")
+    test_batch_size: int = Field(64, ge=1, lt=2**31, description="Samples in an evaluation batch.")
     preload: bool = Field(False, description="Read everything first; ours does where it fits.")
     grayscale: bool = Field(False, description="One channel for inputs and targets.")
     input_grayscale: bool = Field(False, description="One channel for inputs.")
@@ -522,7 +527,10 @@ class Config(Section):
     debug: bool = Field(False, description="Accepted; unused.")
     debug_interval: int | None = Field(None, description="Accepted; unused.")
     seed: int | None = Field(
-        None, ge=0, description="Weights, order, augmentation; else the split's seed, else 0. Ours."
+        None,
+        ge=0,
+        lt=2**63,
+        description="Weights, order, augmentation; else the split's seed, else 0. Ours.",
     )
     deterministic: bool = Field(False, description="Repeatable on a GPU too, slower. Ours.")
     checkpoints: Checkpoints = Field(Checkpoints(), description="Weights in and out.")

@@ -83,6 +83,9 @@ def _arrays(data: Data, inputs: str, targets: str | None) -> list[Sample]:
     found = list_arrays(inputs, data.kinds[0])
     if targets is None:
         return [Sample(one) for one in found]
+    both = {one.name: one for one in found}
+    if inputs == targets and set(both) == {"input", "target"}:  # two datasets of one file
+        return [Sample(both["input"], both["target"])]
     return paired(found, list_arrays(targets, data.kinds[1]), f"{inputs} and {targets}")
 
 
@@ -307,7 +310,7 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any]) -> Usage:
     elif task == "labels":
         _check_labels(network, parts, source)
     elif task == "channels":
-        names = ("", *(f"output {number}" for number in range(network.classes)))
+        names = tuple(f"output {number}" for number in range(network.classes))
     reading = reading_of(network.activation, config.loss, network.classes)
     return Usage(
         network, source, data, size, masks, Aim(task, reading, names or Aim.names), checkpoint

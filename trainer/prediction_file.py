@@ -266,7 +266,10 @@ def _allocated(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> di
 def _take_space(path: Path, size: int) -> None:
     """Makes the file `size` bytes long with space for all of them; OSError where there is none."""
     with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS: a disk too full is told by the system, later
+            file.truncate(size)
 
 
 class _Both:

@@ -65,10 +65,13 @@ class ArraySet:
         for whole in self._wholes:
             self._check(whole)
         self.shape = (channels, *self._shape(blocks[0]))
-        if len(self.shape) != dimensions + 1:
-            told = " x ".join(map(str, self.shape[1:]))
-            found = f"blocks of {told} voxels, the network takes {dimensions} axes"
-            raise InputError("data.slicers", found, "as many sizes above 1 as the network has axes")
+        for block in {block.cut: block for block in blocks}.values():
+            shape = self._shape(block)
+            if len(shape) != dimensions:
+                told = " x ".join(map(str, shape))
+                found = f"blocks of {told} voxels, the network takes {dimensions} axes"
+                accepted = "as many sizes above 1 as the network has axes"
+                raise InputError("data.slicers", found, accepted)
         if not data.slicers:
             self._one_size()
 

@@ -26,6 +26,9 @@ from trainer.errors import InputError, joined
 
 SUFFIXES = {"numpy": (".npy", ".npz"), "hdf5": (".h5", ".hdf5", ".hdf", ".he5")}
 OPEN_FILES = 32
+MOST_TOLD = 8
+"""Of so many arrays the log says how they are cut."""
+
 KINDS = "fiub"
 """Of dtypes that are read: numbers and truth values."""
 
@@ -267,12 +270,20 @@ def blocks_of(samples: Sequence[Sample], data: Data, note: Callable[[str], None]
     if not data.slicers:
         return [Block(sample) for sample in samples]
     names = slicer_names(data.slicers)
+    for cut, slicer in enumerate(data.slicers):
+        if len(slicer.sizes) != len(data.slicers[0].sizes):
+            fault = f"{len(slicer.sizes)} sizes, the first slicer has {len(data.slicers[0].sizes)}"
+            raise InputError(
+                f"data.slicers[{cut}]", fault, "one number for each axis of the arrays"
+            )
     kind = {"numpy": "numpy", "hdf5": "HDF5"}[data.kinds[0]]
     found: list[Block] = []
     for cut in range(len(data.slicers)):
-        for sample in samples:
+        for place, sample in enumerate(samples):
             grid = grid_of(sample, data, cut)
-            for one in (sample.input, sample.target):
+            if place == MOST_TOLD:
+                note(f"   and {len(samples) - MOST_TOLD} more arrays by slicer {names[cut]}")
+            for one in (sample.input, sample.target) if place < MOST_TOLD else ():
                 if one is not None and sample.row is None:
                     dataset = one.key or one.name
                     told = slicing_lines(grid, names[cut], dataset, str(one.path), kind)

@@ -141,7 +141,8 @@ class ImageSet:
         """Whether each image is its own target."""
         return self._task == "channels" and all(pair.masks == (pair.image,) for pair in self.pairs)
 
-    def _opened(self, pair: Pair) -> Any:
+    def opened(self, pair: Pair) -> Any:
+        """The image of a pair: of PIL, or an array of 16 bit (see `images.open_image`)."""
         if pair.place is None:
             return open_image(pair.image, deep=True)
         return Image.fromarray(read_idx(pair.image)[pair.place])
@@ -149,7 +150,7 @@ class ImageSet:
     def _read(self, index: int) -> tuple[Pixels, Pixels | None]:
         pair = self.pairs[index]
         where = str(pair.image)
-        image = prepared(self._opened(pair), self._channels, self._steps, where, self._grey)
+        image = prepared(self.opened(pair), self._channels, self._steps, where, self._grey)
         if not pair.masks:
             return image, None
         if self._task == "channels":
@@ -173,7 +174,7 @@ class ImageSet:
 
     def own_size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image file."""
-        opened = self._opened(self.pairs[index])
+        opened = self.opened(self.pairs[index])
         return opened.shape[:2] if isinstance(opened, np.ndarray) else (opened.height, opened.width)
 
     def preload(self, threads: int, stopped: Callable[[], bool] = lambda: False) -> None:

@@ -20,11 +20,17 @@ from numpy.typing import NDArray
 from trainer.config import Slicer
 from trainer.errors import InputError
 
+MOST_VOXELS = 2**32
+"""In a block; more is a slip of the keys."""
+
 
 def slicer_names(slicers: Sequence[Slicer]) -> list[str]:
-    """The names of all slicers; raises InputError for one that stands twice."""
+    """The names of all slicers; raises InputError for one that names no dataset or stands twice."""
     names = [one.name or f"slices_{number}" for number, one in enumerate(slicers, start=1)]
     for place, name in enumerate(names):
+        if "/" in name or name == "." or not name.isprintable():
+            where = f"data.slicers[{place}].name"
+            raise InputError(where, f"'{name}' names no dataset", "a name without a slash")
         if name in names[:place]:
             raise InputError(
                 f"data.slicers[{place}].name", f"'{name}' stands twice", "a name for each"
@@ -138,6 +144,9 @@ def checked_grid(slicer: Slicer, shape: tuple[int, ...], where: str) -> Grid:
         raise InputError(
             "data.slicers", "transpose of blocks that are not flat", "two axes above 1"
         )
+    if math.prod(grid.padded) > MOST_VOXELS:
+        found = f"blocks of {' x '.join(map(str, grid.padded))} voxels"
+        raise InputError("data.slicers", found, f"at most {MOST_VOXELS} voxels in a block")
     if len(grid) == 0:
         whole = " x ".join(map(str, shape))
         found = f"is {whole} voxels, no block of {told} lies within it"

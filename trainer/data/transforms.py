@@ -12,6 +12,7 @@ alone: they are the same in a batch of any size, on any device.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -246,13 +247,15 @@ class BatchTransform:
         if not moves:
             return x
         height, width = x.shape[2:]
-        matrix, (width_out, height_out) = _composed(moves, draw, len(x), (width, height), x.device)
-        # Grid coordinates run from -1 to 1 on both axes, the matrix is in pixels.
-        to_grid = torch.tensor([2 / width, 2 / height, 1], device=x.device).diag()
-        to_pixels = torch.tensor([width_out / 2, height_out / 2, 1], device=x.device).diag()
-        theta = (to_grid @ matrix @ to_pixels)[:, :2]
-        shape = [len(x), x.shape[1], height_out, width_out]
-        grid = F.affine_grid(theta, shape, align_corners=False)
+        back, (across, down) = _composed(moves, draw, (width, height))
+        # In plain sums: a GPU's matrix product would round to 10 bits, a quarter of a pixel.
+        a, b, c, d, e, f = (_column(one) for one in back)
+        x_out = torch.arange(across, device=x.device).view(1, 1, -1) + 0.5 - across / 2
+        y_out = torch.arange(down, device=x.device).view(1, -1, 1) + 0.5 - down / 2
+        columns = (a * x_out + b * y_out + c) * (2 / width)
+        rows = (d * x_out + e * y_out + f) * (2 / height)
+        grid = torch.stack(torch.broadcast_tensors(columns, rows), dim=-1)
+        grid = grid.expand(len(x), -1, -1, -1)
         return F.grid_sample(x, grid, mode, "reflection", align_corners=False)
 
     def _lit(self, x: Tensor, draw: Draw | None) -> Tensor:
@@ -362,51 +365,61 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & (2**33 - 1))
 
 
+Affine = tuple[Any, ...]
+"""(a, b, c, d, e, f): from (x, y) to (a x + b y + c, d x + e y + f); each one number, or (n,)."""
+
+
+def _column(value: Any) -> Any:
+    return value.view(-1, 1, 1) if isinstance(value, Tensor) else value
+
+
+def _then(first: Affine, second: Affine) -> Affine:
+    """`first` of what `second` gives."""
+    a, b, c, d, e, f = first
+    p, q, r, s, t, u = second
+    return (
+        *(a * p + b * s, a * q + b * t, a * r + b * u + c),
+        *(d * p + e * s, d * q + e * t, d * r + e * u + f),
+    )
+
+
 def _composed(
-    moves: list[_Place],
-    draw: Draw | None,
-    count: int,
-    size: tuple[int, int],
-    device: torch.device,
-) -> tuple[Tensor, tuple[int, int]]:
-    """The moves as one: matrices (n, 3, 3) that lead from a pixel of the result to the pixel that
-    it comes from, both (x, y, 1) measured from the middle of their image; and the result's size."""
-    zero, one_ = torch.zeros(count, device=device), torch.ones(count, device=device)
-
-    def matrix(*entries: Any) -> Tensor:
-        filled = [one_ * entry if isinstance(entry, float) else entry for entry in entries]
-        return torch.stack([*filled, zero, zero, one_], dim=1).view(count, 3, 3)
-
-    whole = matrix(1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    moves: list[_Place], draw: Draw | None, size: tuple[int, int]
+) -> tuple[Affine, tuple[int, int]]:
+    """The moves as one: from a pixel of the result to where it comes from, both in pixels from the
+    middle of their image; and the (width, height) of the result."""
+    whole: Affine = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
     for move in moves:
         width, height = size
-        numbers = draw.uniform(move.place).unbind(1) if draw else ()
+        numbers = draw.uniform(move.place).unbind(1) if draw and move.name in RANDOM else ()
+        if move.name in SIZING:
+            size = (move.value[0], move.value[1])
         if move.name == "resize":
-            size = (move.value[0], move.value[1])
-            step = matrix(width / size[0], 0.0, 0.0, 0.0, height / size[1], 0.0)
+            step: Affine = (width / size[0], 0.0, 0.0, 0.0, height / size[1], 0.0)
         elif move.name == "center_crop":
-            size = (move.value[0], move.value[1])
             if size[0] > width or size[1] > height:
                 found = f"{size[0]}x{size[1]} of an image of {width}x{height} pixels"
                 raise InputError("data.transforms, center_crop", found, "a smaller crop")
-            across, down = (width - size[0]) % 2 / 2, (height - size[1]) % 2 / 2
-            step = matrix(1.0, 0.0, -across, 0.0, 1.0, -down)
+            odd = (width - size[0]) % 2 / 2, (height - size[1]) % 2 / 2
+            step = (1.0, 0.0, -odd[0], 0.0, 1.0, -odd[1])
         elif move.name == "jitter_crop":
-            left, right, top, bottom = (n * move.value / 2 for n in numbers[:4])
+            left, right, top, bottom = (number * move.value / 2 for number in numbers[:4])
             across, down = (left - right) * width / 2, (top - bottom) * height / 2
-            step = matrix(1 - left - right, 0.0, across, 0.0, 1 - top - bottom, down)
+            step = (1 - left - right, 0.0, across, 0.0, 1 - top - bottom, down)
         elif move.name == "random_zoom":
             part = 1 - numbers[0] * move.value
-            step = matrix(part, 0.0, 0.0, 0.0, part, 0.0)
-        elif move.name in ("rotate", "random_rotate"):
-            degrees = (
-                (2 * numbers[0] - 1) * move.value if move.name in RANDOM else one_ * move.value
-            )
-            cosine, sine = degrees.deg2rad().cos(), degrees.deg2rad().sin()
-            step = matrix(cosine, sine, 0.0, -sine, cosine, 0.0)
+            step = (part, 0.0, 0.0, 0.0, part, 0.0)
+        elif move.name == "rotate":
+            angle = math.radians(move.value)
+            step = (math.cos(angle), math.sin(angle), 0.0, -math.sin(angle), math.cos(angle), 0.0)
+        elif move.name == "random_rotate":
+            angles = ((2 * numbers[0] - 1) * move.value).deg2rad()
+            step = (angles.cos(), angles.sin(), 0.0, -angles.sin(), angles.cos(), 0.0)
         else:
             sign = 1 - 2 * (numbers[0] < move.value).float()
-            across = move.name == "random_horizontal_flip"
-            step = matrix(sign if across else 1.0, 0.0, 0.0, 0.0, 1.0 if across else sign, 0.0)
-        whole = whole @ step
+            horizontal = move.name == "random_horizontal_flip"
+            step = (
+                (sign, 0.0, 0.0, 0.0, 1.0, 0.0) if horizontal else (1.0, 0.0, 0.0, 0.0, sign, 0.0)
+            )
+        whole = _then(whole, step)
     return whole, size

@@ -134,7 +134,8 @@ def build(
     module = SegmentationNetwork(body, network)
     ranks = {parameter.dim() for parameter in body.parameters()}
     if network.dimensions == 3 and 4 not in ranks:
-        return module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        body.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        return module
     if 5 in ranks:  # its user will be told
         return module
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
