@@ -23,7 +23,7 @@ from trainer.networks.description import parse_network, read_network
 from trainer.networks.keras.graph import read_graph
 
 Change = Callable[[dict[str, Any]], object]
-CASES = int(os.environ.get("RML_FUZZ", "300"))
+CASES = int(os.environ.get("RML_FUZZ", "1000"))
 
 
 def layer(name: str, kind: str, *inputs: str, **config: Any) -> dict[str, Any]:
@@ -292,7 +292,12 @@ def mutated(draw: st.DrawFn) -> Any:
     return content
 
 
-@settings(max_examples=CASES, deadline=2000, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=CASES,
+    deadline=None,
+    derandomize="RML_FUZZ" not in os.environ,
+    suppress_health_check=list(HealthCheck),
+)
 @given(mutated())
 def test_a_broken_file_is_an_error_with_a_place_or_a_network(content: Any) -> None:
     """And what is accepted can be counted and described; nothing is allocated."""
