@@ -71,7 +71,7 @@ def test_a_file_of_one_dataset(tmp_path: Path) -> None:
     volume, labels = values(8, 6, 4), np.random.default_rng(1).integers(0, 3, (8, 6, 4), np.uint8)
     inputs = save_h5(tmp_path / "in.h5", input=volume)
     targets = save_h5(tmp_path / "out.h5", target=labels)
-    samples = opened(configured(inputs, targets))
+    samples = opened(configured(inputs, targets), outputs=3)
     assert samples.names == ["input"] and samples.shape == (1, 8, 6, 4)
     x, y = samples.batch(torch.tensor([0]))
     assert x.dtype == torch.float32 and y is not None and y.dtype == torch.float32
@@ -99,7 +99,7 @@ def test_folders_and_files_of_many_pair_by_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "in/more.npz", a=np.full((4, 4), 20.0), b=np.full((4, 4), 21.0))
     np.savez(tmp_path / "out/more.npz", b=np.full((4, 4), -21), a=np.full((4, 4), -20))
     config = configured(tmp_path / "in", tmp_path / "out", "numpy")
-    samples = opened(config, 1, 2)
+    samples = opened(config, 1, 2, "foreground", 1)
     expected = ["deep/1.npy", "deep/10.npy", "deep/2.npy", "more.npz/a", "more.npz/b"]
     assert samples.names == expected
     x, y = samples.batch(torch.arange(5))
@@ -415,3 +415,27 @@ def test_the_log_tells_of_the_first_arrays_only(tmp_path: Path) -> None:
 def test_the_published_batches_of_two_slicers() -> None:
     """256 and 64 samples in batches of 20: 13 and 4."""
     assert len(batches_in_order([256, 64], 20)) == 17
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(
+    ("value", "found"), [(2.0, "holds 2"), (-1.0, "holds -1"), (0.5, r"holds 0\.5")]
+)
+def test_numbers_that_are_no_classes_of_the_network(
+    tmp_path: Path, value: float, found: str, cached: bool
+) -> None:
+    inputs = save_npy(tmp_path / "in.npy", values(2, 4, 4))
+    numbers = np.ones((2, 4, 4), np.float32)
+    numbers[1, 2, 3] = value
+    targets = save_npy(tmp_path / "out.npy", numbers)
+    config = configured(inputs, targets, "numpy")
+    samples = opened(config)
+    with pytest.raises(InputError, match=found):
+        if cached:
+            samples.preload(1)
+        samples.batch(torch.arange(1))
+    parts = open_parts(config)
+    ignoring = open_samples(parts.evaluation, config.data, 1, 3, "classes", 2, ignored=int(value))
+    if value == int(value):
+        _, y = ignoring.batch(torch.arange(1))
+        assert y is not None and y.min() == min(value, 1)

@@ -196,6 +196,8 @@ class Usage:
     masks: Masks | None
     aim: Aim
     checkpoint: dict[str, Any]
+    ignored: int | None = None
+    """The class that a loss leaves out; it may be beyond the network's classes."""
 
     @property
     def order(self) -> Literal["RGB", "BGR"]:
@@ -213,6 +215,7 @@ class Usage:
             self.aim.task,
             network.classes,
             self.masks,
+            self.ignored,
         )
 
     def transform(self) -> BatchTransform:
@@ -312,9 +315,9 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any]) -> Usage:
     elif task == "channels":
         names = tuple(f"output {number}" for number in range(network.classes))
     reading = reading_of(network.activation, config.loss, network.classes)
-    return Usage(
-        network, source, data, size, masks, Aim(task, reading, names or Aim.names), checkpoint
-    )
+    aim = Aim(task, reading, names or Aim.names)
+    ignored = config.loss.ignore_index if config.loss else None
+    return Usage(network, source, data, size, masks, aim, checkpoint, ignored)
 
 
 def _check_source(config: Config, network: Network) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,12 +57,14 @@ class ArraySet:
         dimensions: int,
         task: Task = "foreground",
         outputs: int = 1,
+        ignored: int | None = None,
     ) -> None:
-        self.blocks, self.channels = blocks, channels
+        self.blocks, self.channels, self._ignored = blocks, channels, ignored
         self._data, self._dimensions, self._task, self._outputs = data, dimensions, task, outputs
         self._kept: dict[Array, Tensor] = {}
         self._grids: dict[tuple[Sample, int], Grid] = {}
         self._wholes = list(dict.fromkeys(block.whole for block in blocks))
+        self._targets = {whole.target for whole in self._wholes if whole.target is not None}
         for whole in self._wholes:
             self._check(whole)
         self.shape = (channels, *self._shape(blocks[0]))
@@ -171,7 +174,7 @@ class ArraySet:
             return
 
         def read(array: Array) -> Tensor | None:
-            return None if stopped() else torch.from_numpy(read_region(array))
+            return None if stopped() else self._read(array, ())
 
         with ThreadPoolExecutor(max(1, threads)) as pool:
             found = list(pool.map(read, arrays))
@@ -205,7 +208,25 @@ class ArraySet:
         if array in self._kept:
             part: Any = (..., *region)
             return self._kept[array][part]
-        return torch.from_numpy(read_region(array, region))
+        return self._read(array, region)
+
+    def _read(self, array: Array, region: tuple[slice, ...]) -> Tensor:
+        values = read_region(array, region)
+        if self._task == "classes" and array in self._targets:
+            self._check_classes(array, values)
+        return torch.from_numpy(values)
+
+    def _check_classes(self, array: Array, values: NDArray[Any]) -> None:
+        """Raises InputError for what is no class: in a loss it would be a crash."""
+        wrong = (values < 0) | (values >= self._outputs)
+        if values.dtype.kind == "f":
+            wrong |= values != np.rint(values)
+        if self._ignored is not None:
+            wrong &= values != self._ignored
+        if wrong.any():
+            found = f"holds {values[wrong][0]:g}"
+            accepted = f"classes of the network, 0 to {self._outputs - 1}"
+            raise InputError(array.where, found, accepted)
 
     def _block(self, block: Block, array: Array) -> Tensor:
         grid = self.grid(block)

@@ -75,15 +75,17 @@ def open_samples(
     task: Task = "foreground",
     outputs: int = 1,
     masks: Masks | None = None,
+    ignored: int | None = None,
 ) -> ImageSet | ArraySet:
     """The samples of a part, nothing read yet.
 
-    `channels`, `dimensions` (spatial axes) and `outputs` are the network's. Raises InputError for
+    `channels`, `dimensions` (spatial axes) and `outputs` are the network's; targets of the class
+    `ignored` may stand in arrays beside those of the network. Raises InputError for
     what does not fit it.
     """
     blocks = [item for item in items if isinstance(item, Block)]
     if blocks:
-        return ArraySet(blocks, data, channels, dimensions, task, outputs)
+        return ArraySet(blocks, data, channels, dimensions, task, outputs, ignored)
     if dimensions != 2:
         found = f"images have 2 axes, the network takes {dimensions}"
         raise InputError("layers", found, "a network of 2 axes", "or data of type numpy or hdf5")
