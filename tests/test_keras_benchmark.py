@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 def test_the_page_compares_equal_networks_in_turns() -> None:
     assert keras_reference.keras
-    page = networks.page(size=32, batch=1, count=1)
+    page = networks.page(size=32, batch=2, count=1)
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")]
     assert [row[1].strip() for row in rows[1:]] == ["by hand in torch", "Keras on torch"]
     for _, _, other, ours, ratio, *_ in rows[1:]:
@@ -37,4 +37,4 @@ def test_networks_that_differ_are_not_compared(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(networks, "by_hand", wrong)
     with pytest.raises(SystemExit, match="not the same"):
-        networks.page(size=32, batch=1, count=1)
+        networks.page(size=32, batch=2, count=1)
