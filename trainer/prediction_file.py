@@ -175,13 +175,19 @@ class AssembledFile:
         region = grid.region(block.number)
         part = grid.restored(np.asarray(output, np.float32), block.number)
         for axis, (own, share) in enumerate(zip(region, shares, strict=True), start=1):
-            along = [1] * part.ndim
-            along[axis] = -1
-            part = part / share[own].reshape(along)
+            if share.max() > 1:
+                along = [1] * part.ndim
+                along[axis] = -1
+                part = part / share[own].reshape(along)
+        place: tuple[slice, ...] = region
         if self._samples.channels_in_front(block):
-            whole[(slice(None), *region)] += part
+            place = (slice(None), *region)
         else:
-            whole[region] += np.moveaxis(part, 0, -1)
+            part = np.moveaxis(part, 0, -1)
+        if max(share.max() for share in shares) > 1:
+            whole[place] += part
+        else:
+            whole[place] = part
         self._written += part.nbytes
         if self._written > MAPPED_AT_ONCE:
             self._map()
