@@ -25,6 +25,7 @@ from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("KERAS_HOME", tempfile.mkdtemp(prefix="keras"))
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the trainer: see limit_threads
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
@@ -255,8 +256,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="pixels a side")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=21)
+    parser.add_argument("--threads", type=int, help="default: one a core")
     parser.add_argument("--out", type=Path, help="also write the page there")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     text = page(options.size, options.batch, options.pairs)
     print(text)
     if options.out:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import random
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,9 +23,10 @@ from trainer.describe import described
 from trainer.errors import InputError
 from trainer.networks.description import parse_network, read_network
 from trainer.networks.keras.graph import read_graph
+from trainer.networks.keras.module import KerasNetwork
 
 Change = Callable[[dict[str, Any]], object]
-CASES = int(os.environ.get("RML_FUZZ", "300"))
+CASES = int(os.environ.get("RML_FUZZ", "1000"))
 
 
 def layer(name: str, kind: str, *inputs: str, **config: Any) -> dict[str, Any]:
@@ -292,10 +295,17 @@ def mutated(draw: st.DrawFn) -> Any:
     return content
 
 
-@settings(max_examples=CASES, deadline=2000, suppress_health_check=list(HealthCheck))
+@pytest.mark.slow
+@settings(
+    max_examples=CASES,
+    deadline=None,
+    derandomize="RML_FUZZ" not in os.environ,
+    suppress_health_check=list(HealthCheck),
+)
 @given(mutated())
 def test_a_broken_file_is_an_error_with_a_place_or_a_network(content: Any) -> None:
-    """And what is accepted can be counted and described; nothing is allocated."""
+    """And what is accepted can be counted and described without being built; built, it computes
+    what its shapes say."""
     if not isinstance(content, list) and "class_name" not in content:
         return
     try:
@@ -307,6 +317,14 @@ def test_a_broken_file_is_an_error_with_a_place_or_a_network(content: Any) -> No
     assert graph.parameters >= 0 and graph.operations >= 2
     graph.fits((64,) * graph.dimensions)
     json.dumps([graph.name, graph.input_shape, graph.output_shape, graph.divisor])
+    size = [side or 16 for side in graph.input_shape[:-1]]
+    small = graph.parameters < 10**6 and math.prod(size) * graph.in_channels < 10**6
+    if small and graph.fits(size) and graph.activation_memory_bytes(size) < 10**8:
+        shapes = graph.shapes(size)
+        out = KerasNetwork(graph).eval()(torch.zeros(1, graph.in_channels, *size))
+        *sides, channels = shapes[graph.nodes[-1].name]
+        expected = (1, *sides, channels) if graph.literal_output else (1, channels, *sides)
+        assert tuple(out.shape) == expected
 
 
 # ---- --describe ----

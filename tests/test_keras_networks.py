@@ -344,6 +344,34 @@ def test_depthwise_and_separable_in_three_dimensions() -> None:
     assert torch.allclose(separable(x), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("padding", "pads"), [(1, (1, 1)), ([1, 0], (1, 0)), ([2], (2, 2))])
+def test_padding_in_numbers_is_on_both_sides(padding: Any, pads: tuple[int, int]) -> None:
+    """An extension of rmldnn."""
+    options = {"filters": 3, "kernel_size": 3, "strides": 2, "padding": padding}
+    module = network(chain([9, 9, 2], ("Conv2D", options))).eval()
+    state = module.state_dict()
+    x = torch.randn(1, 2, 9, 9)
+    expected = F.conv2d(x, state["layer_1.weight"], state["layer_1.bias"], 2, pads)
+    assert torch.allclose(module(x), expected, atol=1e-6)
+
+
+def test_penalties_are_read_and_constraints_refused() -> None:
+    penalty = {"class_name": "L2", "config": {"l2": 5e-4}}
+    options = {"filters": 3, "kernel_size": 3, "kernel_regularizer": penalty}
+    assert read_graph(chain([9, 9, 2], ("Conv2D", options)), "x").parameters == 57
+
+
+def test_dropout_acts_in_training_alone_on_values_or_on_channels() -> None:
+    x = torch.ones(2, 50, 8, 8)
+    for kind, whole in (("Dropout", False), ("SpatialDropout2D", True)):
+        module = network(chain([8, 8, 50], (kind, {"rate": 0.5})))
+        assert torch.equal(module.eval()(x), x)
+        y = module.train()(x)
+        assert set(y.unique().tolist()) == {0.0, 2.0}
+        alike = (y == y[:, :, :1, :1]).all(dim=(2, 3))
+        assert bool(alike.all()) == whole
+
+
 def test_every_layer_class_is_tested() -> None:
     source = Path(__file__).read_text()
     for name in LAYERS:
@@ -414,6 +442,16 @@ def test_4_same_of_a_transposed_convolution_is_input_times_stride(k: int, stride
         content = chain([5] * n + [3], (f"Conv{n}DTranspose", options))
         assert read_graph(content, "x").output_shape == (*[5 * stride] * n, 2)
         assert difference(content, (5,) * n) < 1e-5
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(("k", "stride", "more"), [(3, 2, 1), (4, 3, 2), (2, 2, 0)])
+def test_4_output_padding_of_a_transposed_convolution(
+    padding: str, k: int, stride: int, more: int
+) -> None:
+    options = {"filters": 2, "kernel_size": k, "strides": stride, "output_padding": more}
+    content = chain([5, 6, 3], ("Conv2DTranspose", {**options, "padding": padding}))
+    assert difference(content, (5, 6)) < 1e-5
 
 
 def test_5_batch_normalisation_is_always_affine() -> None:
@@ -627,6 +665,21 @@ def test_15_operations_are_layers_and_fused_activations() -> None:
     assert read_graph(content, "x").operations == 4 + 1
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_networks_of_all_dimensions_are_built_and_checked(n: int) -> None:
+    one = {"filters": 4, "kernel_size": 3, "padding": "same"}
+    content = chain([None] * n + [2], (f"Conv{n}D", one), (f"MaxPooling{n}D", {}),
+                    (f"UpSampling{n}D", {}), (f"Conv{n}D", {**one, "filters": 1}))  # fmt: skip
+    described = parse_network(content, "x")
+    module = build(described)
+    assert described.dimensions == n and described.divisor == 2
+    size = (8, 6, 4)[:n]
+    module.check(size)
+    assert module(torch.rand(2, 2, *size)).shape == (2, 1, *size)
+    with pytest.raises(InputError, match="multiples of 2"):
+        check_size(described, (8, 7, 4)[-n:] if n > 1 else (7,), "here")
+
+
 # ---- speed and memory ----
 
 
@@ -721,6 +774,24 @@ def test_the_layout_stays_channels_last() -> None:
         part = copy.deepcopy(module.body)
         part.steps, part.result = part.steps[:count], f"layer_{count}"
         assert part(x).stride(1) == 1, count
+
+
+@pytest.mark.slow
+def test_the_size_stays_free_in_an_export() -> None:
+    """Padding that depends on the size is computed in the exported program, too."""
+    content = chain(
+        [None, None, 3],
+        ("Conv2D", {"filters": 4, **SAME_ON_EVEN}),
+        ("AveragePooling2D", {"pool_size": 3, "strides": 2, "padding": "same"}),
+        ("MaxPooling2D", {"pool_size": 3, "strides": 2, "padding": "same"}),
+        ("UpSampling2D", {"size": 8, "interpolation": "bilinear"}),
+    )
+    module = network(content).eval()
+    free = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
+    program = torch.export.export(module, (torch.rand(3, 3, 37, 42),), dynamic_shapes={"x": free})
+    for shape in ((2, 3, 40, 64), (5, 3, 33, 51)):
+        x = torch.rand(shape)
+        assert torch.allclose(program.module()(x), module(x), atol=1e-5)
 
 
 # ---- initial weights ----

@@ -322,3 +322,41 @@ def test_weights_of_keras_for_another_kind_of_network(
     saved(tmp_path / "w.h5", segmenter())
     ended = train(configuration(checkpoints={"load": str(tmp_path / "w.h5")}))
     assert ended.code == 2 and "has weights of a Keras network" in ended.err
+
+
+def test_frozen_layers_are_the_same_after_a_training(
+    train: Train, configuration: Build, tmp_path: Path
+) -> None:
+    """Weights and running statistics, bit by bit, of the layers with `trainable` false."""
+    path = tmp_path / "w.h5"
+    content = segmenter()
+    for one in content["config"]["layers"][1:3]:  # conv and bn
+        one["config"]["trainable"] = False
+    saved(path, content)
+    ended = started_from(train, configuration, path, content, num_epochs=2)
+    assert ended.code == 0, ended.err
+    after = load_checkpoint(ended.folder / "checkpoints/best.pt")["state"]
+    before = state_of(read_graph(content, "x"), read_h5(path)["keras"])
+    same = {name for name, value in before.items() if torch.equal(after[name], value)}
+    frozen = {name for name in before if name.split(".")[0] in ("conv", "bn")}
+    assert same == frozen and len(frozen) == 2 + 4
+
+
+def test_a_whole_model_of_keras_needs_no_network_file(
+    train: Train, configuration: Build, tmp_path: Path
+) -> None:
+    model = reference(segmenter())
+    random_weights(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save(tmp_path / "w.h5")
+    given = configuration(
+        layers=None,
+        optimizer=None,
+        checkpoints={"load": str(tmp_path / "w.h5")},
+        data={"input_path": None, "target_path": None, "test_output_path": "out/"},
+    )
+    ended = train(given)
+    assert ended.code == 0, ended.err
+    with h5py.File(ended.folder / "out/output_1.h5") as file:
+        assert all(image.shape == (1, SIDE, SIDE) for image in file.values())

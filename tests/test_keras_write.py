@@ -34,15 +34,16 @@ def test_classes_and_channels_are_as_asked(
     (tmp_path / "net.json").write_text(capsys.readouterr().out)
     network = read_network(tmp_path / "net.json")
     assert (network.in_channels, network.classes) == (2, 5)
-    assert network.activation == (
-        "softmax" if "unet" in name and name != "unet3d" else "log_softmax"
-    )
+    ends = {"resunet": "softmax", "xception_unet": "softmax", "inpainting": "sigmoid"}
+    assert network.activation == ends.get(name, "log_softmax")
 
 
 @pytest.mark.parametrize(
     ("name", "parameters", "operations"),
-    [("resunet", 32513559, 231), ("xception_unet", 2055203, 72), ("classifier", 34826, 11)],
-)
+    [("resunet", 32513559, 231), ("xception_unet", 2055203, 72), ("classifier", 34826, 11),
+     ("birds", 24354192, 178), ("satellite", 23528512, 178), ("inpainted", 23796744, 178),
+     ("inpainting", 43068355, 185)],
+)  # fmt: skip
 def test_counts(name: str, parameters: int, operations: int) -> None:
     graph = read_network(ROOT / f"layers/keras_{name}.json").graph
     assert (graph.parameters, graph.operations) == (parameters, operations)
@@ -51,13 +52,19 @@ def test_counts(name: str, parameters: int, operations: int) -> None:
 @pytest.mark.parametrize(
     ("name", "size"),
     [("resunet", (32, 64)), ("xception_unet", (32, 48)), ("unet3d", (8, 16, 8)),
-     ("classifier", (28, 28))],
+     ("classifier", (28, 28)), ("satellite", (64, 32))],
 )  # fmt: skip
 def test_keras_reads_them_and_computes_the_same(name: str, size: tuple[int, ...]) -> None:
     content = NETWORKS[name](*DEFAULTS[name]).content()
     assert difference(content, size) < 1e-3
     content["config"]["layers"][-1]["config"]["activation"] = "linear"
     assert difference(content, size) < 1e-4
+
+
+@pytest.mark.parametrize(("name", "trainable"), [("birds", 819600), ("satellite", 73600)])
+def test_what_is_frozen_does_not_learn(name: str, trainable: int) -> None:
+    graph = read_network(ROOT / f"layers/keras_{name}.json").graph
+    assert graph.trainable_parameters == trainable
 
 
 def test_published_weights_of_the_resunet_fit() -> None:

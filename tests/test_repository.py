@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from trainer.config import load_config
-from trainer.networks.description import read_network
+from trainer.networks.description import parse_network, read_network
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -53,7 +53,8 @@ def test_trainer_imports_neither_optuna_nor_docker() -> None:
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.json")), ids=lambda p: p.name)
 def test_shipped_configuration(path: Path) -> None:
     config = load_config(path)
-    assert isinstance(config.layers, str) and (ROOT / config.layers).is_file()
+    network = read_network(ROOT / config.layers) if isinstance(config.layers, str) else None
+    assert network or parse_network(config.layers, path.name)
     assert path.name in (ROOT / "configs/README.md").read_text()
 
 

@@ -204,7 +204,7 @@ def evaluate(
                 sink.write(number, one)
         if console and batch in printed:
             if targets is not None:
-                mean = float(tally.losses[-1]) / len(indices) if tally.losses else None
+                mean = tally.loss()
                 told = "" if mean is None else f" (Loss: {mean:.4f})"
                 told += f" | Accuracy: {tally.accuracy():.3f}"
             console.line(f"{_progress(epochs, batch, batches)}{told}")

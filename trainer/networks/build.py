@@ -45,8 +45,9 @@ class SegmentationNetwork(nn.Module):
         if network.keras is not None and network.graph.literal_output:
             self.axis = -1
         mean, std = network.mean or [0.0], network.std or [1.0]
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        across = (1, -1, *(1,) * network.dimensions)
+        self.register_buffer("mean", torch.tensor(mean).view(across), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(across), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Of a network that returns several outputs, the first. Raises InputError for another

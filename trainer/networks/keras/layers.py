@@ -164,10 +164,15 @@ class Window:
 
     def around(self, size: int, axis: int) -> tuple[int, int]:
         """Padding (before, after) of a size along an axis. `same` puts the odd one at the end:
-        https://www.tensorflow.org/api_docs/python/tf/nn (notes on padding)."""
+        https://www.tensorflow.org/api_docs/python/tf/nn (notes on padding).
+
+        `size` may be torch's symbol of a size that stays free in an export: no comparison here.
+        """
         reach, stride = self.reach[axis], self.strides[axis]
         if self.padding == "same":
-            total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+            total = ((size + stride - 1) // stride - 1) * stride + reach - size
+            if reach < stride:  # else it is never negative
+                total = max(total, 0)
             return total // 2, total - total // 2
         if self.padding == "causal":
             return reach - 1, 0
@@ -197,7 +202,7 @@ class Window:
 
     def pads(self, sizes: Sequence[int]) -> list[int]:
         """For torch's `pad`, which begins with the last axis."""
-        pairs = [self.around(int(size), axis) for axis, size in enumerate(sizes)]
+        pairs = [self.around(size, axis) for axis, size in enumerate(sizes)]
         return [amount for pair in reversed(pairs) for amount in pair]
 
 
@@ -220,7 +225,12 @@ def _around(x: Tensor, window: Window, value: float = 0.0) -> Tensor:
     import torch.nn.functional as F
 
     pads = window.pads(x.shape[2:])
-    return F.pad(x, pads, value=value) if any(pads) else x
+    return x if _none(pads) else F.pad(x, pads, value=value)
+
+
+def _none(pads: Sequence[int]) -> bool:
+    """No padding, as far as that is a number and not a symbol."""
+    return all(isinstance(amount, int) and amount == 0 for amount in pads)
 
 
 def _convolving(
@@ -516,7 +526,7 @@ def _average_pool(n: int, o: Options, inputs: Sequence[Shape]) -> Layer:
         pool = getattr(F, f"avg_pool{n}d")
         x = tensors[0]
         pads = window.pads(x.shape[2:])
-        if not any(pads):
+        if _none(pads):
             return pool(x, window.kernel, window.strides)
         if fixed is not None:
             return pool(x, window.kernel, window.strides, fixed, count_include_pad=False)

@@ -5,6 +5,10 @@
     xception_unet  small U-Net of separable convolutions with residual connections
     unet3d         U-Net for volumes
     classifier     two convolutions and a dense layer, for small grey images of one size
+    birds          ResNet-50, all frozen but the classes at its end
+    satellite      ResNet-50 without biases; its normalisations and the classes learn
+    inpainting     ResNet-50 as encoder, transposed convolutions back to the image
+    inpainted      a classifier on that encoder, for images of 128x128 pixels
 
 Each is a function below. The files in layers/ are what it writes; Keras reads them. Torch-free.
 """
@@ -21,6 +25,7 @@ from typing import Any
 RESNET50 = ((64, 3), (128, 4), (256, 6), (512, 3))
 """Filters within a unit, and units, of the four stages; four times as many filters go out."""
 
+NORMAL_EPSILON = 1.001e-5
 RESNET_EPSILON = 2e-5
 BOTTLENECK = 4
 DECODER_FILTERS = (256, 128, 64, 32, 16)
@@ -217,14 +222,97 @@ def classifier(classes: int, channels: int) -> Writer:
     return w
 
 
+def _resnet50(w: Writer, use_bias: bool, convolutions: bool, normalisations: bool) -> str:
+    """The encoder (He et al. 2015) with the layer names of keras.applications, whose weights fit;
+    whether convolutions and normalisations learn."""
+
+    def convolved(name: str, x: str, filters: int, size: int, stride: int, padding: str) -> str:
+        options = {**_window(size, stride), "padding": padding, "trainable": convolutions}
+        x = w.add("Conv2D", f"{name}_conv", x, filters=filters, use_bias=use_bias, **options)
+        free = {"epsilon": NORMAL_EPSILON, "trainable": normalisations}
+        return w.add("BatchNormalization", f"{name}_bn", x, axis=[3], **free)
+
+    def activated(name: str, x: str) -> str:
+        return w.add("Activation", name, x, activation="relu")
+
+    x = w.add("ZeroPadding2D", "conv1_pad", "data", padding=[[3, 3], [3, 3]])
+    x = activated("conv1_relu", convolved("conv1", x, 64, 7, 2, "valid"))
+    x = w.add("ZeroPadding2D", "pool1_pad", x, padding=[[1, 1], [1, 1]])
+    pool = {"pool_size": [3, 3], "strides": [2, 2], "padding": "valid"}
+    x = w.add("MaxPooling2D", "pool1_pool", x, **pool)
+    for stage, (filters, blocks) in enumerate(RESNET50, start=2):
+        for block in range(1, blocks + 1):
+            at = f"conv{stage}_block{block}"
+            stride = 2 if block == 1 and stage > 2 else 1
+            around = x
+            if block == 1:
+                around = convolved(f"{at}_0", x, BOTTLENECK * filters, 1, stride, "valid")
+            y = activated(f"{at}_1_relu", convolved(f"{at}_1", x, filters, 1, stride, "valid"))
+            y = activated(f"{at}_2_relu", convolved(f"{at}_2", y, filters, 3, 1, "same"))
+            y = convolved(f"{at}_3", y, BOTTLENECK * filters, 1, 1, "valid")
+            x = activated(f"{at}_out", w.add("Add", f"{at}_add", (around, y)))
+    return x
+
+
+def birds(classes: int, channels: int) -> Writer:
+    """What the encoder knows already, told apart by a dense layer; log-probabilities (for NLL)."""
+    w = Writer("birds", (None, None, channels))
+    x = _resnet50(w, use_bias=True, convolutions=False, normalisations=False)
+    x = w.add("GlobalAveragePooling2D", "avg_pool", x)
+    w.add("Dense", "classes", x, units=classes, activation="log_softmax")
+    return w
+
+
+def satellite(classes: int, channels: int) -> Writer:
+    """The convolutions stay, the normalisations adapt; log-probabilities (for NLL)."""
+    w = Writer("satellite", (None, None, channels))
+    x = _resnet50(w, use_bias=False, convolutions=False, normalisations=True)
+    x = w.add("GlobalAveragePooling2D", "avg_pool", x)
+    w.add("Dense", "classes", x, units=classes, use_bias=False, activation="log_softmax")
+    return w
+
+
+def inpainting(classes: int, channels: int) -> Writer:
+    """Restores images; `classes` are the channels of what it restores."""
+    w = Writer("inpainting", (None, None, channels))
+    x = _resnet50(w, use_bias=True, convolutions=True, normalisations=True)
+    for number, filters in enumerate((512, 256, 128, 64, classes), start=1):
+        end = "sigmoid" if number == 5 else "relu"
+        options = {**_window(4, 2), "padding": "same", "activation": end}
+        x = w.add("Conv2DTranspose", f"up{number}", x, filters=filters, **options)
+    return w
+
+
+def inpainted(classes: int, channels: int) -> Writer:
+    """Starts from the encoder that learned to restore; log-probabilities (for NLL)."""
+    w = Writer("inpainted", (128, 128, channels))
+    x = _resnet50(w, use_bias=True, convolutions=True, normalisations=False)
+    x = w.add("Flatten", "flat", x)
+    w.add("Dense", "classes", x, units=classes, activation="log_softmax")
+    return w
+
+
 NETWORKS: dict[str, Callable[[int, int], Writer]] = {
     "resunet": resunet,
     "xception_unet": xception_unet,
     "unet3d": unet3d,
     "classifier": classifier,
+    "birds": birds,
+    "satellite": satellite,
+    "inpainting": inpainting,
+    "inpainted": inpainted,
 }
 
-DEFAULTS = {"resunet": (1, 3), "xception_unet": (3, 3), "unet3d": (4, 1), "classifier": (10, 1)}
+DEFAULTS = {
+    "resunet": (1, 3),
+    "xception_unet": (3, 3),
+    "unet3d": (4, 1),
+    "classifier": (10, 1),
+    "birds": (400, 3),
+    "satellite": (10, 3),
+    "inpainting": (3, 3),
+    "inpainted": (8, 3),
+}
 """Classes and channels of the files in layers/."""
 
 
