@@ -354,6 +354,12 @@ def test_the_task_follows_from_the_targets(
     assert task_of(Data(type="hdf5"), outputs, spatial, "nll", target) == task
 
 
+def test_flat_blocks_of_a_volume_are_no_channels() -> None:
+    data = Data.model_validate({"type": "numpy", "slicers": [{"sizes": [1, 32, 32]}]})
+    assert task_of(data, 2, 2, "nll", (64, 64, 64)) == "classes"
+    assert task_of(data, 2, 2, "mse", (2, 64, 64, 64)) == "channels"
+
+
 @pytest.mark.parametrize(
     ("content", "outputs", "loss", "task"),
     [

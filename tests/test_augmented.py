@@ -191,7 +191,7 @@ def test_order_and_seeds_differ_between_epochs() -> None:
 
 def test_patches_are_shown_as_they_are_cut(folder: Path) -> None:
     patches = {"random_patches": {"number": 3, "size": 5}}
-    config = configuration(folder, [{"resize": [24, 16]}, patches])
+    config = configuration(folder, [{"resize": [24, 16]}, patches], in_channels=1)
     shown = show_case(config, "1", None)
     assert "drawn anew in every epoch: random_patches 3 of 5x5" in shown.lines
     cut = [(view.image == 0).all(axis=2).sum() for view in shown.views[2:]]

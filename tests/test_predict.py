@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL import Image
 from tests import studies
 from tests.conftest import Ended
 from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.config import Transform
 from trainer.errors import InputError, Stopped
 from trainer.metrics import dice
 from trainer.predict import Record, load_model, png_names, predict_folder
@@ -409,3 +411,14 @@ def test_masks_of_several_classes_equal_the_evaluation(tmp_path: Path, kind: str
             counts = {"tp": p & t, "fp": p & ~t, "fn": ~p & t, "tn": ~p & ~t}
             own = scored[name]["classes"][number]["own"]
             assert {key: int(cells.sum()) for key, cells in counts.items()} == own, name
+
+
+def test_a_model_of_the_middle_of_images_gives_no_mask_of_the_whole(trained: Ended) -> None:
+    model = load_model(trained.folder / "model/best.pt", "cpu")
+    image = np.zeros((20, 26, 3), np.uint8)
+    assert model.predict(image).shape == (20, 26)
+    crop = Transform.model_validate({"center_crop": [16, 16]})
+    cropped = replace(model, use=model.use.model_copy(update={"transforms": [crop]}))
+    with pytest.raises(InputError, match="leaves no mask of the whole image"):
+        cropped.predict(image)
+    assert cropped.probabilities(image).shape == (1, 16, 16)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from tests.test_arrays import configured, opened, save_h5, values
+from trainer.cases import open_predictions
 from trainer.config import Config, Data
 from trainer.data.array_set import ArraySet
 from trainer.data.cache import ImageSet
@@ -21,6 +22,7 @@ from trainer.data.masks import Masks
 from trainer.data.order import batches_in_order
 from trainer.errors import InputError
 from trainer.prediction_file import open_sink
+from trainer.tasks import Task
 
 Net = Callable[[torch.Tensor], torch.Tensor]
 
@@ -75,6 +77,33 @@ def test_an_error_leaves_the_file_that_was(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert [one.name for one in tmp_path.iterdir()] == ["output_3.h5"]
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("transforms", "task", "whole"),
+    [
+        ([], "foreground", True),
+        ([{"center_crop": [2, 2]}], "foreground", False),
+        ([], "channels", False),
+    ],
+)
+def test_the_file_says_whether_predictions_lie_upon_images(
+    tmp_path: Path, transforms: Any, task: Task, whole: bool
+) -> None:
+    content = {"test_input_path": "in", "test_output_path": str(tmp_path), "transforms": transforms}
+    data = Data.model_validate(content)
+    samples = ImageSet([Pair(Path("a.png"), (), "a.png")], 3, data=data, task=task)
+    with open_sink(data, 1, samples) as sink:
+        assert sink is not None
+        sink.write(0, values(1, 2, 2))
+    with h5py.File(tmp_path / "output_1.h5") as file:
+        assert bool(file.attrs["whole_images"]) == whole
+    if not whole:
+        with (
+            pytest.raises(InputError, match="no masks that lie upon whole images"),
+            open_predictions(tmp_path / "output_1.h5"),
+        ):
+            pass
 
 
 def test_nothing_asked_for_nothing_written(tmp_path: Path) -> None:

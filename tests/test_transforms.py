@@ -336,6 +336,18 @@ def test_an_evaluation_has_the_patches_of_epoch_zero() -> None:
     assert torch.equal(patches.evaluated(images, None, torch.arange(3))[0], images / 255)
 
 
+def test_patches_are_for_networks_that_give_images() -> None:
+    images, masks = noise(2)
+    content = {"transforms": [{"random_patches": {"number": 1, "size": 3}}]}
+    with pytest.raises(InputError, match="3 channels, but 1 outputs"):
+        augmented(BatchTransform(Data.model_validate(content)), images, masks)
+    for task, targets in (("labels", torch.tensor([0, 1])), ("classes", masks)):
+        of = BatchTransform(Data.model_validate(content), task)
+        with pytest.raises(InputError, match=f"the targets are {task}"):
+            augmented(of, images, targets)
+        assert torch.equal(of.evaluated(images, None, torch.arange(2))[0], images / 255)
+
+
 def test_patches_larger_than_the_image() -> None:
     images, _ = noise(1)
     with pytest.raises(InputError, match="48x32 pixels"):

@@ -2,7 +2,8 @@
 
 A predictions file holds one float32 dataset (C, H, W) an image, keyed by the image's name (its path
 in the folder of inputs), and the attributes `inputs` and `targets` (folders; "" without truth),
-`masks` (what mask values mean, as JSON) and `threshold`. Torch-free.
+`masks` (what mask values mean, as JSON), `threshold`, and `whole_images`: whether a prediction,
+resized, lies upon its image. Torch-free.
 
     with open_predictions(Path("predictions/output_1.h5")) as source:
         review = gather(source, most=12)
@@ -106,6 +107,10 @@ def open_predictions(
         if not names:
             accepted = "one dataset (C, H, W) for each image"
             raise InputError(str(path), "holds no predictions", accepted)
+        if not file.attrs.get("whole_images", True):
+            found = "its predictions are no masks that lie upon whole images"
+            accepted = "those of a network that segments, without center_crop and rotate"
+            raise InputError(str(path), found, accepted)
         folder = _folder(path, "inputs", inputs, str(file.attrs.get("inputs", "")))
         if folder is None:
             fix = "name the folder of the images with --inputs"

@@ -115,8 +115,12 @@ class Model:
         self, image: NDArray[np.uint8]
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Both, from one pass through the network."""
+        from trainer.data.transforms import comparable
         from trainer.evaluate import own_size_classes
 
+        if not comparable(self._data):
+            found = "its center_crop or rotate leaves no mask of the whole image"
+            raise InputError("model", found, "probabilities(image), of what the network sees")
         if self.network.description.output_axes != 2:
             found = "this model does not segment images"
             raise InputError("model", found, "probabilities(image), or its predictions in HDF5")

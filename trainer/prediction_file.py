@@ -2,7 +2,8 @@
 
 `output_<epoch>.h5` has one float32 dataset a sample, the network's output: (C, H, W), (C, D, H, W)
 or, of labels, (classes,). It is named after its file (in subfolders: a group for each). The file's
-attributes say where the images lie and what masks mean, for `python -m trainer.review`.
+attributes say where the images lie, what masks mean, and whether a prediction, resized, lies upon
+its whole image (`whole_images`), for `python -m trainer.review`.
 
 `hdf5_outfile` has one dataset a slicer, named after it: the blocks at their places, the mean where
 they overlap. It is (spatial …, C) where the input has no axis for channels, else (C, spatial …),
@@ -85,14 +86,14 @@ class PredictionFile:
         self,
         data: Data,
         epoch: int,
-        names: Sequence[str],
+        samples: Samples,
         masks: Masks | None = None,
         threshold: float = 0.5,
     ) -> None:
         assert data.test_output_path
         self.path = Path(data.test_output_path) / f"output_{epoch}.h5"
         self.paths = [self.path]
-        self._names = names
+        self._names = samples.names
         self._beside = _hidden(self.path)
         self._raw = _Beside(self._beside)
         self._file = h5py.File(self._raw, "w")
@@ -102,6 +103,7 @@ class PredictionFile:
         self._file.attrs["inputs"] = inputs or ""
         self._file.attrs["targets"] = targets or ""
         self._file.attrs["threshold"] = threshold
+        self._file.attrs["whole_images"] = samples.own_size_comparable
         if masks:
             self._file.attrs["masks"] = masks.model_dump_json()
 
@@ -175,13 +177,19 @@ class AssembledFile:
         region = grid.region(block.number)
         part = grid.restored(np.asarray(output, np.float32), block.number)
         for axis, (own, share) in enumerate(zip(region, shares, strict=True), start=1):
-            along = [1] * part.ndim
-            along[axis] = -1
-            part = part / share[own].reshape(along)
+            if share.max() > 1:
+                along = [1] * part.ndim
+                along[axis] = -1
+                part = part / share[own].reshape(along)
+        place: tuple[slice, ...] = region
         if self._samples.channels_in_front(block):
-            whole[(slice(None), *region)] += part
+            place = (slice(None), *region)
         else:
-            whole[region] += np.moveaxis(part, 0, -1)
+            part = np.moveaxis(part, 0, -1)
+        if max(share.max() for share in shares) > 1:
+            whole[place] += part
+        else:
+            whole[place] = part
         self._written += part.nbytes
         if self._written > MAPPED_AT_ONCE:
             self._map()
@@ -297,7 +305,7 @@ def open_sink(
     with contextlib.ExitStack() as stack:
         sinks: list[Sink] = []
         if data.test_output_path:
-            file = PredictionFile(data, epoch, samples.names, masks, threshold)
+            file = PredictionFile(data, epoch, samples, masks, threshold)
             sinks.append(stack.enter_context(file))
         if data.hdf5_outfile and isinstance(samples, ArraySet):
             sinks.append(stack.enter_context(AssembledFile(data, samples)))

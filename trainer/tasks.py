@@ -64,5 +64,6 @@ def task_of(
         return "labels"
     if outputs == 1:
         return "foreground"
-    given = target[0] if target is not None and len(target) == spatial + 1 else 1
+    axes = len(data.slicers[0].sizes) if data.slicers else spatial  # flat blocks of volumes, too
+    given = target[0] if target is not None and len(target) == axes + 1 else 1
     return "channels" if given > 1 else "classes"

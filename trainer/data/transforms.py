@@ -202,7 +202,8 @@ class BatchTransform:
         if raw_targets is None:
             return inputs, None
         if self._patches:
-            return self._with_patches(raw, Draw(0, 0, indices.to(raw.device), self._draws))
+            draw = Draw(0, 0, indices.to(raw.device), self._draws)
+            return self._with_patches(raw, raw_targets, draw)
         return inputs, self.targets(raw_targets)
 
     def augmented(
@@ -213,7 +214,7 @@ class BatchTransform:
             return raw.float(), self.targets(raw_targets)
         draw = Draw(seed, epoch, indices.to(raw.device), self._draws) if self.random else None
         if self._patches and draw:
-            return self._with_patches(raw, draw, training=True)
+            return self._with_patches(raw, raw_targets, draw, training=True)
         x = self._moved(self._scaled(raw), draw, "bilinear")
         x = self._finished(self._lit(x, draw))
         if self.task == "labels":
@@ -294,10 +295,18 @@ class BatchTransform:
         return y
 
     def _with_patches(
-        self, raw: Tensor, draw: Draw, training: bool = False
+        self, raw: Tensor, raw_targets: Tensor, draw: Draw, training: bool = False
     ) -> tuple[Tensor, Tensor]:
+        """What is cut out of the inputs is the target, whatever the targets were."""
+        where = "data.transforms, random_patches"
+        if self.task in ("labels", "classes"):
+            found = f"the targets are {self.task}"
+            raise InputError(where, found, "a network that gives images, with BCE or MSE")
         moved = self._moved(self._scaled(raw), draw if training else None, "bilinear")
         x = self._lit(moved, draw if training else None)
+        if x.shape[1] != raw_targets.shape[1]:
+            found = f"patches of {x.shape[1]} channels, but {raw_targets.shape[1]} outputs"
+            raise InputError(where, found, "a network of as many outputs as channels")
         y: Tensor | None = None
         for one in self._late:
             if one.name == "normalize":
