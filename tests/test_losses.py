@@ -181,7 +181,7 @@ def test_hessian_solves_a_quadratic_in_one_step() -> None:
         loss.backward()
         return loss
 
-    assert float(step(optimizer, compute, again=False)) == pytest.approx(4 + 450)
+    assert float(step(optimizer, compute, again=False).detach()) == pytest.approx(4 + 450)
     assert parameter.tolist() == pytest.approx([1, 1], abs=1e-4)
 
 

@@ -189,7 +189,9 @@ def evaluate(
         told = ""
         tally.samples += len(indices)
         if targets is not None:
-            found = probabilities(logits, aim.reading)
+            # The likeliest of several is the largest logit: a whole volume may be large.
+            several = aim.task in ("classes", "labels") and masks is None
+            found = logits if several else probabilities(logits, aim.reading)
             tally.at_network.append(_counts(found, targets, aim.task))
             if masks is not None:
                 tally.at_own += [

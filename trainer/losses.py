@@ -93,21 +93,24 @@ def cross_entropies(logits: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
 
 
 def binary(
-    logits: Tensor, t: Tensor, counted: Tensor, reading: Reading, w: Tensor | None
+    logits: Tensor, t: Tensor, counted: Tensor | None, reading: Reading, w: Tensor | None
 ) -> Tensor:
     """BCE of each class against the rest, mean over pixels and classes."""
     hit, miss = cross_entropies(logits, reading)
+    t = t.float()
     return _mean_counted(t * hit + (1 - t) * miss, counted, w)
 
 
 def squares(
-    logits: Tensor, t: Tensor, counted: Tensor, reading: Reading, w: Tensor | None
+    logits: Tensor, t: Tensor, counted: Tensor | None, reading: Reading, w: Tensor | None
 ) -> Tensor:
     """Mean squared error (p - t)², mean over pixels and outputs."""
-    return _mean_counted((probabilities(logits, reading) - t) ** 2, counted, w)
+    return _mean_counted((probabilities(logits, reading) - t.float()) ** 2, counted, w)
 
 
-def _mean_counted(values: Tensor, counted: Tensor, weight: Tensor | None) -> Tensor:
+def _mean_counted(values: Tensor, counted: Tensor | None, weight: Tensor | None) -> Tensor:
+    if counted is None:
+        return _mean(values, weight)
     w = counted.expand_as(values).float()
     if weight is not None:
         w = w * _as_column(weight, values)
@@ -117,7 +120,7 @@ def _mean_counted(values: Tensor, counted: Tensor, weight: Tensor | None) -> Ten
 def overlap(
     logits: Tensor,
     t: Tensor,
-    counted: Tensor,
+    counted: Tensor | None,
     reading: Reading,
     w: Tensor | None,
     eps: float,
@@ -128,7 +131,9 @@ def overlap(
     Dice is (2 Σpt + eps) / (Σp + Σt + eps), Jaccard (Σpt + eps) / (Σp + Σt - Σpt + eps) (Rahman and
     Wang 2016). A class that the batch lacks adds 1 - eps / (Σp + eps).
     """
-    p, t = probabilities(logits, reading) * counted, t * counted
+    p = probabilities(logits, reading)
+    if counted is not None:
+        p, t = p * counted, t * counted
     both, sums = (p * t).sum(_over(p)), p.sum(_over(p)) + t.sum(_over(p))
     score = (both + eps) / (sums - both + eps) if union else (2 * both + eps) / (sums + eps)
     return _mean(1 - score, w)
@@ -137,7 +142,7 @@ def overlap(
 def focal(
     logits: Tensor,
     t: Tensor,
-    counted: Tensor,
+    counted: Tensor | None,
     reading: Reading,
     w: Tensor | None,
     gamma: float,
@@ -147,6 +152,7 @@ def focal(
     Softmax: -Σ t (1 - p)^gamma log p. Sigmoid: the same of p and of 1 - p, mean over the outputs,
     too. Without `weight` it is cross-entropy for gamma 0. An empty target is a target like any.
     """
+    t = t.float()
     hit, miss = cross_entropies(logits, reading)
     hit = t * (-torch.expm1(-hit)) ** gamma * hit
     if reading == "softmax":
@@ -154,17 +160,18 @@ def focal(
     return _mean_counted(hit + (1 - t) * (-torch.expm1(-miss)) ** gamma * miss, counted, w)
 
 
-def _weighted_pixels(values: Tensor, t: Tensor, counted: Tensor, w: Tensor | None) -> Tensor:
+def _weighted_pixels(values: Tensor, t: Tensor, counted: Tensor | None, w: Tensor | None) -> Tensor:
     """Σ w l / Σ w over pixels: as the weighted mean of torch's NLLLoss."""
     if w is not None:
         column = _as_column(w, values)
         values, t = values * column, t * column
-    whole = (t * counted).sum().clamp(min=torch.finfo(torch.float32).tiny)
-    return (values * counted).sum() / whole
+    if counted is not None:
+        values, t = values * counted, t * counted
+    return values.sum() / t.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def likelihood(
-    logits: Tensor, t: Tensor, counted: Tensor, reading: Reading, w: Tensor | None
+    logits: Tensor, t: Tensor, counted: Tensor | None, reading: Reading, w: Tensor | None
 ) -> Tensor:
     """Negative log-likelihood -log p[target], mean over pixels, weighted as torch's NLLLoss."""
     hit, _ = cross_entropies(logits, reading)
@@ -172,7 +179,7 @@ def likelihood(
 
 
 def lovasz(
-    logits: Tensor, t: Tensor, counted: Tensor, reading: Reading, w: Tensor | None
+    logits: Tensor, t: Tensor, counted: Tensor | None, reading: Reading, w: Tensor | None
 ) -> Tensor:
     """Lovász extension of the Jaccard loss (Berman et al. 2018), over the batch.
 
@@ -182,11 +189,13 @@ def lovasz(
     """
     p = logits.float() if reading == "sigmoid" else probabilities(logits, reading)
     rows = []
-    keep = counted.expand(-1, 1, *p.shape[2:]).movedim(1, 0).flatten() > 0
+    keep = None if counted is None else counted.flatten() > 0
     for errors_of, truth in zip(
         p.movedim(1, 0).flatten(1), t.movedim(1, 0).flatten(1), strict=True
     ):
-        x, y = errors_of[keep], truth[keep]
+        x, y = errors_of, truth.float()
+        if keep is not None:
+            x, y = x[keep], y[keep]
         if reading == "softmax" and not bool(y.any()):
             continue
         errors = 1 - x * (2 * y - 1) if reading == "sigmoid" else (y - x).abs()
@@ -217,15 +226,13 @@ def indices(target: Tensor) -> Tensor:
     return (target[:, 0] if target.dim() > 1 else target).long()
 
 
-def one_hot(target: Tensor, classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor]:
-    """Class numbers -> (N, C, …) of 0 and 1, and (N, 1, …): 1 where a target counts."""
-    numbers = indices(target)
-    counted = torch.ones_like(numbers, dtype=torch.bool)
-    if ignore_index is not None:
-        counted = numbers != ignore_index
-        numbers = torch.where(counted, numbers, 0)
-    hot = F.one_hot(numbers, classes).movedim(-1, 1).float()
-    return hot, counted[:, None].float()
+def one_hot(target: Tensor, classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
+    """Class numbers -> whether a target is of each class (N, C, …), and (N, 1, …): 1 where it
+    counts; None where all do."""
+    column = (target if target.dim() > 1 else target[:, None]).round()
+    numbers = torch.arange(classes, device=target.device, dtype=column.dtype)
+    hot = column == numbers.view(1, -1, *[1] * (column.dim() - 2))  # a whole volume may be large
+    return hot, None if ignore_index is None else (column != ignore_index).float()
 
 
 def build_loss(
@@ -263,10 +270,10 @@ def build_loss(
             t = target.float()
             pair = torch.cat([torch.zeros_like(logits), logits], dim=1)
             both = torch.cat([1 - t, t], dim=1)
-            return function(pair, both, torch.ones_like(t), "softmax", weight)
+            return function(pair, both, None, "softmax", weight)
         if task in ("foreground", "channels"):
             t = target.float()
-            return function(logits, t, torch.ones_like(t[:, :1]), reading, weight)
+            return function(logits, t, None, reading, weight)
         t, counted = one_hot(target, outputs, loss.ignore_index)
         return function(logits, t, counted, reading, weight)
 
