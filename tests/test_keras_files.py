@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from trainer.describe import described
 from trainer.errors import InputError
+from trainer.networks.build import build, parameter_counts
 from trainer.networks.description import parse_network, read_network
 from trainer.networks.keras.graph import read_graph
 from trainer.networks.keras.module import KerasNetwork
@@ -396,3 +397,22 @@ def test_describe_of_other_networks_counts_without_weights(tmp_path: Path) -> No
     up = half * 4 * 4 * 2 + full * 9 * (4 * 2 + 2 * 2) + full * 2
     assert facts["multiply_adds"] == down + up
     assert facts["input_shape"] == [1, 8, 8] and facts["operations"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["resnet18", "mit_b0"])  # the second not on the meta device
+def test_describe_of_networks_of_smp(tmp_path: Path, encoder: str) -> None:
+    path = tmp_path / "net.json"
+    path.write_text(json.dumps({"network": "smp.Unet", "encoder": encoder}))
+    facts = described(str(path), "64x32")
+    assert facts["parameters"] == parameter_counts(build(read_network(path)))[0]
+    assert facts["output_shape"] == [1, 32, 64]
+    assert facts["multiply_adds"] > 10**7 and facts["activation_memory_bytes"] > 10**6
+
+
+@pytest.mark.slow
+def test_describe_at_a_size_that_a_library_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "net.json"
+    path.write_text(json.dumps({"network": "smp.PAN", "encoder": "resnet18"}))
+    with pytest.raises(InputError, match="PAN resnet18 cannot take 32x64"):
+        described(str(path), "32x64")

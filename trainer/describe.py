@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import InputError
 from trainer.networks.description import Network, array_order, check_size, read_network
+
+if TYPE_CHECKING:
+    from trainer.networks.build import SegmentationNetwork
 
 
 def parse_size(text: str) -> tuple[int, ...]:
@@ -83,18 +86,29 @@ def _of_module(network: Network, sizes: tuple[int, ...] | None) -> dict[str, Any
     computed = {"multiply_adds": None, "activation_memory_bytes": None} if sizes else {}
     if network.kind == "module":
         return facts | computed
+    from trainer.networks.build import parameter_counts
+
+    module = _built(network)
+    facts["parameters"], facts["trainable_parameters"] = parameter_counts(module)
+    return facts | (_computed(module, sizes) if sizes else {})
+
+
+def _built(network: Network) -> SegmentationNetwork:
+    """On the meta device, and where the library cannot do that, in memory."""
     import torch
 
-    from trainer.networks.build import build, parameter_counts
+    from trainer.networks.build import build
 
-    with torch.device("meta"):
-        module = build(network.model_copy(update={"weights": None})).eval()
-    facts["parameters"], facts["trainable_parameters"] = parameter_counts(module)
-    return facts | (_computed(module, network.in_channels, sizes) if sizes else {})
+    network = network.model_copy(update={"weights": None})
+    try:
+        with torch.device("meta"):
+            return build(network).eval()
+    except InputError:  # of both: a wrong file, or numbers that the library looks at meanwhile
+        return build(network).eval()
 
 
-def _computed(module: Any, channels: int, sizes: tuple[int, ...]) -> dict[str, int]:
-    """Of one image, on the meta device."""
+def _computed(module: SegmentationNetwork, sizes: tuple[int, ...]) -> dict[str, int]:
+    """Of one image."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -107,7 +121,13 @@ def _computed(module: Any, channels: int, sizes: tuple[int, ...]) -> dict[str, i
     for part in module.modules():
         if not list(part.children()):
             part.register_forward_hook(add)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(torch.zeros(1, channels, *sizes, device="meta"))
+    network, device = module.description, next(module.parameters()).device
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(torch.zeros(1, network.in_channels, *sizes, device=device))
+    except (RuntimeError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        shown = "x".join(map(str, array_order(sizes)))
+        raise InputError("--at", f"{network.label} cannot take {shown}: {lines[0]}") from None
     flops = int(counter.get_total_flops())
     return {"multiply_adds": flops // 2, "activation_memory_bytes": 4 * total}

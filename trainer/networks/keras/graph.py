@@ -11,6 +11,7 @@ another one fits. Its channels are not.
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 from collections import Counter
@@ -459,18 +460,18 @@ def _ordered(entries: Sequence[_Entry], output: str, where: str) -> list[_Entry]
                 hint = nearest(name, wired)
                 raise InputError(entry.where, f"its input '{short(name)}' does not exist{hint}")
             users[name].append(entry.name)
+    names = list(wired)
+    position = {name: number for number, name in enumerate(names)}
     waiting = {name: len(entry.inputs) for name, entry in wired.items()}
-    ready = [name for name, count in waiting.items() if not count]
+    ready = [position[name] for name, count in waiting.items() if not count]
     done: list[_Entry] = []
-    position = {name: number for number, name in enumerate(wired)}
     while ready:
-        ready.sort(key=position.__getitem__, reverse=True)
-        name = ready.pop()
+        name = names[heapq.heappop(ready)]
         done.append(wired[name])
         for user in users[name]:
             waiting[user] -= 1
             if not waiting[user]:
-                ready.append(user)
+                heapq.heappush(ready, position[user])
     if len(done) < len(wired):
         stuck = next(name for name, count in waiting.items() if count)
         raise InputError(wired[stuck].where, "is part of a circle, or comes after one", "no circle")
