@@ -17,7 +17,7 @@ PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check \
 DEMO := demo
 DEMO_STUDY := --num-trials 6 --num-epochs 8 --image-size 96 --batch-size 8
 
-.PHONY: help demo test test-fast lint format install install-dev wheels image carry clean
+.PHONY: help demo test test-fast fuzz lint format install install-dev wheels image carry clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ test: $(VENV)/installed-dev ## The whole suite: format, lint, types, every test
 
 test-fast: $(VENV)/installed-dev ## Unit tests alone, under three minutes
 	$(PY) -m pytest -m "not slow and not docker"
+
+fuzz: $(VENV)/installed-dev ## 10,000 broken configurations and network files
+	RML_FUZZ=10000 $(PY) -m pytest -q --timeout 3600 tests/test_fuzz.py tests/test_keras_files.py
 
 lint: $(VENV)/installed-dev ## Format, lint and types
 	$(VENV)/bin/ruff format --check .

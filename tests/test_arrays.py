@@ -445,3 +445,22 @@ def test_numbers_that_are_no_classes_of_the_network(
     if value == int(value):
         _, y = ignoring.batch(torch.arange(1))
         assert y is not None and y.min() == min(value, 1)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "hdf5"])
+def test_a_file_with_a_number_is_a_label(tmp_path: Path, kind: str) -> None:
+    for number in range(3):
+        name = f"{number}.npy" if kind == "numpy" else f"{number}.h5"
+        for part, array in (("in", values(4, 4)), ("out", np.array(2 - number))):
+            save_npy(tmp_path / part / name, array) if kind == "numpy" else save_h5(
+                tmp_path / part / name, x=array
+            )
+    config = configured(tmp_path / "in", tmp_path / "out", kind)
+    parts = open_parts(config)
+    assert task_of(config.data, 3, 0, "nll", parts.target_shape) == "labels"
+    samples = opened(config, 1, 2, "labels", 3)
+    for preloaded in (False, True):
+        if preloaded:
+            samples.preload(1)
+        _, y = samples.batch(torch.tensor([0, 2]))
+        assert y is not None and y.tolist() == [2, 0]

@@ -18,6 +18,7 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,9 @@ def to_onnx(model: Model) -> bytes:
     """The network as ONNX, compared with torch; raises InputError where it cannot be exported."""
     import torch
 
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]:
+        fix = "make install, or --format safetensors"
+        raise InputError("onnx", f"{sys.executable} has no {', '.join(missing)}", "", fix)
     whole = _whole(model).cpu()
     channels = model.network.description.in_channels
     sizes = _sizes(model)

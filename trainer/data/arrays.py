@@ -206,13 +206,16 @@ def read_region(array: Array, region: tuple[slice, ...] | None = None) -> NDArra
     """
     with _told(array.where), np.errstate(over="ignore"):
         part: Any = (..., *(region or ()))
+        kept = memory_type(array)
         if array.key is None:
-            values = np.load(array.path, mmap_mode="r", allow_pickle=False)[part]
+            found = np.array(np.load(array.path, mmap_mode="r", allow_pickle=False)[part], kept)
         elif array.path.suffix.lower() == ".npz":
-            values = _npz(array.path, array.key)[part]
+            found = np.array(_npz(array.path, array.key)[part], kept)
         else:
-            values = _dataset(array.path, array.key)[part]
-        found = np.array(values, memory_type(array), order="C")
+            dataset = _dataset(array.path, array.key)
+            # HDF5 converts on its way: no second copy of a large array.
+            found = (dataset.astype(kept) if kept == "float32" else dataset)[part]
+        found = np.ascontiguousarray(found, kept)
     # Where a value is not a number, so are the smallest and the largest.
     if not (math.isfinite(float(found.min())) and math.isfinite(float(found.max()))):
         raise InputError(array.where, "holds values that are not finite", "numbers")
