@@ -29,7 +29,8 @@ from trainer.data.transforms import RANDOM, SIZING, BatchTransform
 from trainer.errors import InputError, nearest
 from trainer.evaluate import PIXEL_THRESHOLD
 from trainer.overlay import colour_of
-from trainer.parts import Parts, Usage, open_run
+from trainer.parts import Parts
+from trainer.usage import Usage, open_run
 
 PARTS = ("training", "validation", "test")
 VERSIONS = 6

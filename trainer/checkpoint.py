@@ -38,7 +38,7 @@ from trainer.networks.weights import sha256
 if TYPE_CHECKING:
     from trainer.networks.build import SegmentationNetwork
     from trainer.networks.description import Network
-    from trainer.parts import Usage
+    from trainer.usage import Usage
 
 FORMAT = 1
 LEAST_FILLED = 0.1

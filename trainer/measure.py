@@ -29,8 +29,8 @@ from trainer.networks.build import build
 from trainer.networks.weights import find_weights
 from trainer.optimizers import build_optimizer
 from trainer.outputs import TextLogs
-from trainer.parts import open_run
 from trainer.train import Run, Work, train_epoch
+from trainer.usage import open_run
 
 BATCHES = 4
 LONG_SECONDS = 10.0

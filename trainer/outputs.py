@@ -16,7 +16,8 @@ from trainer.config import LOSS_FIELDS, OPTIMIZER_FIELDS, SCHEDULE_FIELDS, Confi
 from trainer.console import Console
 from trainer.device import device_label
 from trainer.networks.build import SegmentationNetwork, parameter_counts
-from trainer.parts import Parts, Usage
+from trainer.parts import Parts
+from trainer.usage import Usage
 
 
 class TextLogs:

@@ -55,10 +55,11 @@ from trainer.outputs import (
     print_settings,
     printed_batches,
 )
-from trainer.parts import Parts, Usage, open_run
+from trainer.parts import Parts
 from trainer.prediction_file import open_sink
 from trainer.schedules import build_schedule
 from trainer.stopping import StopRequest
+from trainer.usage import Usage, open_run
 
 FLUSH_SECONDS = 1.0
 """Losses leave the device at most this often: each look makes a GPU wait."""
