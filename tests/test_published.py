@@ -298,3 +298,66 @@ def test_more_classes_than_outputs_are_told(python: Python, digits: Path, tmp_pa
     done = python("-m", "trainer", "--config=c.json", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "2 outputs, but there are 3 classes: 0, 1, 2" in done.stderr
+
+
+def masks_of(folder: Path, foreground: int, border: int | None = None) -> None:
+    """pairs/{inputs,targets}: squares and their masks; `border` is the value around them."""
+    rng = np.random.default_rng(2)
+    for name in ("inputs", "targets"):
+        (folder / "pairs" / name).mkdir(parents=True)
+    for index in range(8):
+        image, mask = rng.integers(0, 60, (16, 16)), np.zeros((16, 16))
+        y, x = rng.integers(2, 8, 2)
+        if border is not None:
+            mask[y - 1 : y + 7, x - 1 : x + 7] = border
+        image[y : y + 6, x : x + 6] += 180
+        mask[y : y + 6, x : x + 6] = foreground
+        Image.fromarray(image.astype(np.uint8)).save(folder / f"pairs/inputs/{index}.png")
+        Image.fromarray(mask.astype(np.uint8)).save(folder / f"pairs/targets/{index}.png")
+
+
+def two_classes(**loss: Any) -> dict[str, Any]:
+    first = {"batch_input_shape": [None, None, None, 1], "filters": 4, "kernel_size": 3}
+    return {
+        "num_epochs": 25,
+        "outfile": "out.txt",
+        "layers": [
+            layer("Conv2D", "a", **first, padding="same", activation="relu"),
+            layer("Conv2D", "b", filters=2, kernel_size=1, activation="softmax"),
+        ],
+        "data": {
+            "type": "images",
+            "input_path": "pairs/inputs",
+            "target_path": "pairs/targets",
+            "test_input_path": "pairs/inputs",
+            "test_target_path": "pairs/targets",
+            "batch_size": 4,
+            "target_grayscale": True,
+            "target_is_mask": True,
+            "transforms": [{"resize": [16, 16]}],
+        },
+        "optimizer": {"type": "Adam", "learning_rate": 0.05},
+        "loss": {"source": "softmax", **loss},
+    }
+
+
+@pytest.mark.parametrize("foreground", [1, 255])
+def test_two_outputs_for_two_classes(python: Python, tmp_path: Path, foreground: int) -> None:
+    masks_of(tmp_path, foreground)
+    printed = go(python, tmp_path, two_classes(function="NLL"))
+    last = (tmp_path / "out_test.txt").read_text().splitlines()[-1]
+    assert float(last.split("Accuracy: ")[1]) > 0.95, printed
+
+
+def test_an_ignored_value_counts_neither_in_the_loss_nor_in_the_scores(
+    python: Python, tmp_path: Path
+) -> None:
+    masks_of(tmp_path, foreground=1, border=255)
+    go(python, tmp_path, two_classes(function="NLL", ignore_index=255))
+    last = (tmp_path / "out_test.txt").read_text().splitlines()[-1]
+    assert float(last.split("Accuracy: ")[1]) == 1.0
+    (tmp_path / "c.json").write_text(json.dumps({"neural_network": two_classes(function="NLL")}))
+    mask = np.array(Image.open(tmp_path / "pairs/targets/0.png"))
+    Image.fromarray(np.where(mask == 255, 7, mask)).save(tmp_path / "pairs/targets/0.png")
+    done = python("-m", "trainer", "--config=c.json", cwd=tmp_path)
+    assert done.returncode == 2 and "holds what no class names: 7 (" in done.stderr

@@ -27,6 +27,7 @@ from trainer.tasks import Aim, Task
 PIXEL_THRESHOLD = 127
 """Masks of foreground alone hold 0 to 255: above this, a pixel is foreground."""
 
+NO_CLASS = -1
 MOST_CLASSES_TOLD = 20
 """The log tells the accuracy of each class where there are so many or fewer."""
 
@@ -75,19 +76,22 @@ def _cells(predicted: Tensor, truth: Tensor) -> Tensor:
     return torch.stack([(p & t).sum(1), (p & ~t).sum(1), (~p & t).sum(1), (~p & ~t).sum(1)], dim=1)
 
 
-def _class_counts(predicted: Tensor, truth: Tensor, outputs: int) -> Tensor:
+def _class_counts(predicted: Tensor, truth: Tensor, outputs: int, ignored: int | None) -> Tensor:
     """Classes (n, …) -> (n, outputs, 4): of the foreground alone, or of each class."""
+    if ignored is not None:
+        predicted = torch.where(truth == ignored, NO_CLASS, predicted)
     numbers = (1,) if outputs == 1 else range(outputs)
     return torch.stack([_cells(predicted == n, truth == n) for n in numbers], dim=1)
 
 
-def _counts(probabilities: Tensor, targets: Tensor, task: Task) -> Tensor:
+def _counts(probabilities: Tensor, targets: Tensor, aim: Aim) -> Tensor:
     """Counts (n, outputs, 4) of a batch; for labels (n, 2): the class and the one found."""
     outputs = probabilities.shape[1]
-    if task == "labels":
+    if aim.task == "labels":
         return torch.stack([targets.long(), classes_of(probabilities)], dim=1)
-    if task == "classes":
-        return _class_counts(classes_of(probabilities), targets[:, 0].long(), outputs)
+    if aim.task == "classes":
+        found, truth = classes_of(probabilities), targets[:, 0].long()
+        return _class_counts(found, truth, outputs, aim.ignored)
     found, truth = probabilities > 0.5, targets > 0.5
     return torch.stack([_cells(found[:, n], truth[:, n]) for n in range(outputs)], dim=1)
 
@@ -192,10 +196,10 @@ def evaluate(
             # The likeliest of several is the largest logit: a whole volume may be large.
             several = aim.task in ("classes", "labels") and masks is None
             found = logits if several else probabilities(logits, aim.reading)
-            tally.at_network.append(_counts(found, targets, aim.task))
+            tally.at_network.append(_counts(found, targets, aim))
             if masks is not None:
                 tally.at_own += [
-                    _own_size_counts(p, masks[number], outputs)
+                    _own_size_counts(p, masks[number], outputs, aim.ignored)
                     for p, number in zip(found, numbers, strict=True)
                 ]
             if loss is not None:
@@ -219,11 +223,13 @@ def evaluate(
     return result
 
 
-def _own_size_counts(probabilities: Tensor, mask: Tensor, outputs: int) -> Tensor:
+def _own_size_counts(
+    probabilities: Tensor, mask: Tensor, outputs: int, ignored: int | None
+) -> Tensor:
     """(C, h, w) probabilities at the network's size, (H, W) mask -> (outputs, 4) counts."""
     height, width = mask.shape
     predicted = own_size_classes(probabilities, (height, width))
-    return _class_counts(predicted[None], _own_size_truth(mask, outputs)[None], outputs)[0]
+    return _class_counts(predicted[None], _own_size_truth(mask, outputs)[None], outputs, ignored)[0]
 
 
 def _as_counts(rows: list[list[int]]) -> tuple[Counts, ...]:

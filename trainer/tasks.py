@@ -33,11 +33,15 @@ def reading_of(activation: str | None, loss: Loss | None, outputs: int) -> Readi
 
 @dataclass(frozen=True)
 class Aim:
-    """What a network is trained for and judged by. `names` are those of the classes."""
+    """What a network is trained for and judged by. `names` are those of the classes.
+
+    `ignored` is a number in targets that is no class, and does not count.
+    """
 
     task: Task = "foreground"
     reading: Reading = "sigmoid"
     names: tuple[str, ...] = ("background", "foreground")
+    ignored: int | None = None
 
 
 def task_of(

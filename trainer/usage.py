@@ -37,8 +37,6 @@ class Usage:
     masks: Masks | None
     aim: Aim
     checkpoint: dict[str, Any]
-    ignored: int | None = None
-    """The class that a loss leaves out; it may be beyond the network's classes."""
 
     @property
     def order(self) -> Literal["RGB", "BGR"]:
@@ -56,7 +54,7 @@ class Usage:
             self.aim.task,
             network.classes,
             self.masks,
-            self.ignored,
+            self.aim.ignored,
         )
 
     def transform(self) -> BatchTransform:
@@ -137,12 +135,12 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any]) -> Usage:
     if masks is None and not config.trains and known.get("masks"):
         masks = Masks.model_validate(known["masks"])
     loss = config.loss.function if config.loss else None
+    ignored = config.loss.ignore_index if config.loss else None
+    ignored = ignored if ignored not in range(network.classes) else None
     task = task_of(data, network.classes, network.output_axes, loss, parts.target_shape)
     names = parts.class_names or tuple(known.get("class_names", ()))
     if task == "classes" and masks is None and network.classes <= MOST_CLASSES:
-        numbers = range(network.classes)
-        classes = [MaskClass(name=f"class {number}", values=[number]) for number in numbers]
-        masks = Masks(threshold=None, values=list(numbers), classes=classes)
+        masks = _numbered(network.classes, ignored)
     if task in ("foreground", "classes") and data.kinds[0] == "images":
         outputs = masks.outputs if masks else 1
         if network.classes != outputs:
@@ -156,9 +154,15 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any]) -> Usage:
     elif task == "channels":
         names = tuple(f"output {number}" for number in range(network.classes))
     reading = reading_of(network.activation, config.loss, network.classes)
-    aim = Aim(task, reading, names or Aim.names)
-    ignored = config.loss.ignore_index if config.loss else None
-    return Usage(network, source, data, size, masks, aim, checkpoint, ignored)
+    aim = Aim(task, reading, names or Aim.names, ignored)
+    return Usage(network, source, data, size, masks, aim, checkpoint)
+
+
+def _numbered(count: int, ignored: int | None) -> Masks:
+    """Masks whose values are the numbers of the classes; 255 is the second of two, too."""
+    values = [[0], [1, 255]] if count == 2 and ignored != 255 else [[n] for n in range(count)]
+    classes = [MaskClass(name=f"class {n}", values=values[n]) for n in range(count)]
+    return Masks(values=list(range(count)), classes=classes, numbers=True, ignored=ignored)
 
 
 def _check_source(config: Config, network: Network) -> None:

@@ -93,17 +93,24 @@ def _parsed(told: Any) -> tuple[list[int], list[str], str]:
     return values, colours, "" if values or colours else "the list is empty"
 
 
-def class_indices(image: Any, classes: Sequence[MaskClass], where: str) -> NDArray[np.uint8]:
+def class_indices(
+    image: Any, classes: Sequence[MaskClass], where: str, ignored: int | None = None
+) -> NDArray[np.uint8]:
     """The class (H, W) of each pixel of a PIL mask; raises InputError for what no class names.
 
+    The value `ignored`, which belongs to no class, stays as it is.
     A value is a pixel's grey value (its brightest channel), in an image with a palette its index.
     """
     if classes[0].colours:
         found, indices = _by_colour(image, classes)
     else:
         found, indices = _by_value(image, classes, where)
-    if (indices == UNKNOWN).any():
-        unknown, counts = np.unique(found[indices == UNKNOWN], return_counts=True)
+    nameless = indices == UNKNOWN
+    if ignored is not None and not classes[0].colours:
+        indices[found == ignored] = ignored
+        nameless &= found != ignored
+    if nameless.any():
+        unknown, counts = np.unique(found[nameless], return_counts=True)
         order = counts.argsort()[::-1][:5]
         shown = [_shown(int(unknown[i]), bool(classes[0].colours)) for i in order]
         told = ", ".join(f"{s} ({counts[i]} pixels)" for s, i in zip(shown, order, strict=True))

@@ -46,6 +46,11 @@ class Masks(BaseModel):
     threshold: float | None = None
     values: list[int] = []
     classes: list[MaskClass] = []
+    numbers: bool = False
+    """Whether a network has an output for each of two classes, too, as published ones may have."""
+
+    ignored: int | None = None
+    """A value that is no class: it does not count, neither in the loss nor in the scores."""
 
     @property
     def names(self) -> list[str]:
@@ -55,7 +60,7 @@ class Masks(BaseModel):
     @property
     def outputs(self) -> int:
         """Channels of a network for these masks: 1 for foreground alone, else one a class."""
-        return 1 if len(self.names) == 2 else len(self.names)
+        return 1 if len(self.names) == 2 and not self.numbers else len(self.names)
 
 
 def read_masks(
@@ -83,7 +88,7 @@ def _one_mask(file: Path, meaning: Masks | None, size: tuple[int, int] | None) -
     if not meaning.classes:
         assert meaning.threshold is not None
         return binary(read_mask(file, size), meaning.threshold)
-    indices = class_indices(open_image(file), meaning.classes, str(file))
+    indices = class_indices(open_image(file), meaning.classes, str(file), meaning.ignored)
     if size and size != (indices.shape[1], indices.shape[0]):
         indices = np.asarray(Image.fromarray(indices).resize(size, Image.Resampling.NEAREST))
     return binary(indices, 0.5) if meaning.outputs == 1 else indices
