@@ -37,7 +37,10 @@ def probabilities(logits: Tensor, reading: Reading) -> Tensor:
 
 
 def bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy, -[t log p + (1 - t) log(1 - p)], mean over all pixels and outputs."""
+    """Binary cross-entropy, -[t log p + (1 - t) log(1 - p)], mean over all pixels and outputs.
+
+    An empty target is a target like any: -log(1 - p). (Good 1952.)
+    """
     return F.binary_cross_entropy_with_logits(logits.float(), target.float())
 
 
@@ -95,7 +98,10 @@ def cross_entropies(logits: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
 def binary(
     logits: Tensor, t: Tensor, counted: Tensor | None, reading: Reading, w: Tensor | None
 ) -> Tensor:
-    """BCE of each class against the rest, mean over pixels and classes."""
+    """BCE of each class against the rest, mean over pixels and classes; see `bce`.
+
+    Of a softmax, log(1 - p) comes from log p. A class without targets gives -log(1 - p).
+    """
     hit, miss = cross_entropies(logits, reading)
     t = t.float()
     return _mean_counted(t * hit + (1 - t) * miss, counted, w)
@@ -104,7 +110,10 @@ def binary(
 def squares(
     logits: Tensor, t: Tensor, counted: Tensor | None, reading: Reading, w: Tensor | None
 ) -> Tensor:
-    """Mean squared error (p - t)², mean over pixels and outputs."""
+    """Mean squared error (p - t)², mean over pixels and outputs (Brier 1950 of probabilities).
+
+    Of a network that ends in nothing, p is its output as it is. An empty target gives p².
+    """
     return _mean_counted((probabilities(logits, reading) - t.float()) ** 2, counted, w)
 
 
@@ -173,7 +182,8 @@ def _weighted_pixels(values: Tensor, t: Tensor, counted: Tensor | None, w: Tenso
 def likelihood(
     logits: Tensor, t: Tensor, counted: Tensor | None, reading: Reading, w: Tensor | None
 ) -> Tensor:
-    """Negative log-likelihood -log p[target], mean over pixels, weighted as torch's NLLLoss."""
+    """Negative log-likelihood -log p[target], mean over pixels, weighted as torch's NLLLoss: Σ w l
+    over Σ w. Where all is background, the mean of its -log p."""
     hit, _ = cross_entropies(logits, reading)
     return _weighted_pixels(t * hit, t, counted, w)
 
@@ -214,7 +224,10 @@ def _lovasz_gradient(truth: Tensor) -> Tensor:
 
 
 def nll(logits: Tensor, target: Tensor) -> Tensor:
-    """Negative log-likelihood, -log softmax(logits)[target], mean over all pixels or samples."""
+    """Negative log-likelihood, -log softmax(logits)[target], mean over all pixels or samples.
+
+    Where all is background, the mean of its -log p.
+    """
     return F.cross_entropy(logits.float(), indices(target))
 
 
