@@ -293,7 +293,7 @@ def test_binary_cross_entropy_of_probabilities_that_exclude_each_other() -> None
         extreme, torch.zeros(1, 1, 1, 1)
     )
     loss.backward()
-    assert float(loss) == pytest.approx(0, abs=1e-6)
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
     assert extreme.grad is not None and bool(extreme.grad.isfinite().all())
 
 
@@ -350,7 +350,7 @@ def test_ignored_targets_change_nothing(name: str) -> None:
     assert float(built(SCORES, target)) == pytest.approx(
         float(rest(SCORES[1:], NUMBERS[1:])), rel=1e-5
     )
-    nothing = built(SCORES.requires_grad_(), torch.full_like(target, 9))
+    nothing = built(SCORES.clone().requires_grad_(), torch.full_like(target, 9))
     assert bool(nothing.isfinite())
 
 
@@ -378,3 +378,22 @@ def test_what_does_not_fit_is_told(
 ) -> None:
     with pytest.raises(InputError, match=words):
         build_loss(Loss(**loss), outputs, task, end)
+
+
+@pytest.mark.parametrize("name", ["nll", "bce", "dice", "jaccard", "focal", "lovasz", "mse"])
+def test_the_padding_of_blocks_changes_no_loss(name: str) -> None:
+    """Targets that are not a number; what the network gives there is anything."""
+    wide = F.pad(SCORES.detach(), [0, 3, 2, 0], value=7.0)
+    target = F.pad(NUMBERS, [0, 3, 2, 0], value=math.nan)
+    built = build_loss(Loss(function=name), CLASSES, activation="softmax", partial=True)
+    whole = build_loss(Loss(function=name), CLASSES, activation="softmax")
+    expected = float(whole(SCORES.detach(), NUMBERS))
+    assert float(built(wide, target)) == pytest.approx(expected, rel=1e-5)
+    if name == "nll":
+        return
+    logits, truth = torch.from_numpy(LOGITS), torch.from_numpy(TARGET).round()
+    built = build_loss(Loss(function=name), 1, activation="sigmoid", partial=True)
+    whole = build_loss(Loss(function=name), 1, activation="sigmoid")
+    expected = float(whole(logits, truth))
+    padded = [F.pad(logits, [1, 0], value=9.0), F.pad(truth, [1, 0], value=math.nan)]
+    assert float(built(*padded)) == pytest.approx(expected, rel=1e-5)

@@ -361,3 +361,44 @@ def test_an_ignored_value_counts_neither_in_the_loss_nor_in_the_scores(
     Image.fromarray(np.where(mask == 255, 7, mask)).save(tmp_path / "pairs/targets/0.png")
     done = python("-m", "trainer", "--config=c.json", cwd=tmp_path)
     assert done.returncode == 2 and "holds what no class names: 7 (" in done.stderr
+
+
+def test_the_score_of_a_volume_does_not_depend_on_its_padding(
+    python: Python, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(4)
+    truth = (rng.random((10, 13, 17)) > 0.3).astype(np.uint8)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = truth + rng.normal(0, 0.4, truth.shape)
+    with h5py.File(tmp_path / "y.h5", "w") as file:
+        file["y"] = truth
+    first = {"batch_input_shape": [None, None, None, None, 1], "kernel_size": 1}
+    layers = [layer("Conv3D", "a", **first, filters=2, activation="softmax")]
+    both = {"type": "hdf5", "test_input_path": "x.h5", "test_target_path": "y.h5"}
+    paths = {**both, "input_path": "x.h5", "target_path": "y.h5"}
+    whole = {"name": "whole", "sizes": [10, 13, 17]}
+    training = {
+        "layers": layers,
+        "checkpoints": {"save": "model"},
+        "data": {**paths, "slicers": [whole]},
+        "optimizer": {"type": "Adam", "learning_rate": 0.1},
+        "loss": {"function": "NLL"},
+    }
+    go(python, tmp_path, training)
+    told = set()
+    for slicer in (
+        whole,
+        {"sizes": [4, 6, 8]},
+        {"sizes": [5, 13, 17], "padding": [1, 2, 0]},
+        {"sizes": [10, 13, 17], "padded_sizes": [13, 16, 17]},
+    ):
+        content = {
+            "checkpoints": {"load": "model/model_checkpoint_1.pt"},
+            "data": {**both, "slicers": [slicer], "test_batch_size": 2},
+            "loss": {"function": "NLL"},
+        }
+        line = lines(go(python, tmp_path, content), "Eval")[-1]
+        match = EVAL_LINE.search(line)
+        assert match
+        told.add(match[6])
+    assert len(told) == 1

@@ -90,9 +90,11 @@ def _counts(probabilities: Tensor, targets: Tensor, aim: Aim) -> Tensor:
     if aim.task == "labels":
         return torch.stack([targets.long(), classes_of(probabilities)], dim=1)
     if aim.task == "classes":
-        found, truth = classes_of(probabilities), targets[:, 0].long()
+        padding = targets[:, 0].isnan()  # of blocks; it is of no class
+        found = torch.where(padding, NO_CLASS, classes_of(probabilities))
+        truth = targets[:, 0].nan_to_num(NO_CLASS).long()
         return _class_counts(found, truth, outputs, aim.ignored)
-    found, truth = probabilities > 0.5, targets > 0.5
+    found, truth = (probabilities > 0.5) & ~targets.isnan(), targets > 0.5
     return torch.stack([_cells(found[:, n], truth[:, n]) for n in range(outputs)], dim=1)
 
 

@@ -6,13 +6,14 @@ infinite. Log-probabilities are logits of a softmax, too.
 
 All means and sums go over the whole batch. `weight` has a number for each class, and makes a mean a
 weighted one; with two numbers, a network of one output is weighed as background and foreground.
-Targets of `ignore_index` do not count; a batch in which nothing counts has the loss 0.
+Targets of `ignore_index` do not count, nor those that are not a number (the padding of blocks); a
+batch in which nothing counts has the loss 0.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -239,38 +240,52 @@ def indices(target: Tensor) -> Tensor:
     return (target[:, 0] if target.dim() > 1 else target).long()
 
 
-def one_hot(target: Tensor, classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
+def one_hot(
+    target: Tensor, classes: int, ignore_index: int | None, partial: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Class numbers -> whether a target is of each class (N, C, …), and (N, 1, …): 1 where it
-    counts; None where all do."""
+    counts; None where all do. `partial`: there are targets that are not a number."""
     column = (target if target.dim() > 1 else target[:, None]).round()
     numbers = torch.arange(classes, device=target.device, dtype=column.dtype)
     hot = column == numbers.view(1, -1, *[1] * (column.dim() - 2))  # a whole volume may be large
-    return hot, None if ignore_index is None else (column != ignore_index).float()
+    if ignore_index is None and not partial:
+        return hot, None
+    counted = ~column.isnan() if partial else torch.ones_like(column, dtype=torch.bool)
+    if ignore_index is not None:
+        counted = counted & (column != ignore_index)
+    return hot, counted.float()
 
 
 def build_loss(
-    loss: Loss, outputs: int, task: Task | None = None, activation: str | None = None
+    loss: Loss,
+    outputs: int,
+    task: Task | None = None,
+    activation: str | None = None,
+    partial: bool = False,
 ) -> LossFunction:
     """The function that a configuration's loss section names, for a network of so many outputs.
 
-    `activation` is what the network ends in. Raises InputError for what does not fit.
+    `activation` is what the network ends in. `partial`: targets may be not a number, and then do
+    not count. Raises InputError for what does not fit.
     """
     task = task or ("foreground" if outputs == 1 else "classes")
     reading = reading_of(activation, loss, outputs)
     _check(loss, outputs, task, reading)
-    if loss.weight is None and loss.ignore_index is None:  # the everyday ones, without a one-hot
+    if (
+        loss.weight is None and loss.ignore_index is None and not partial
+    ):  # the everyday ones, without a one-hot
         if loss.function == "bce" and task in ("foreground", "channels") and reading == "sigmoid":
             return bce
         if loss.function == "dice" and task == "foreground" and reading == "sigmoid":
-            return partial(dice, eps=loss.eps)
+            return functools.partial(dice, eps=loss.eps)
         if loss.function == "nll" and reading == "softmax":
             return nll
     functions: dict[str, Callable[..., Tensor]] = {
         "bce": binary,
         "mse": squares,
-        "dice": partial(overlap, eps=loss.eps, union=False),
-        "jaccard": partial(overlap, eps=loss.eps, union=True),
-        "focal": partial(focal, gamma=loss.gamma),
+        "dice": functools.partial(overlap, eps=loss.eps, union=False),
+        "jaccard": functools.partial(overlap, eps=loss.eps, union=True),
+        "focal": functools.partial(focal, gamma=loss.gamma),
         "lovasz": lovasz,
         "nll": likelihood,
     }
@@ -279,15 +294,16 @@ def build_loss(
     as_two = outputs == 1 and weight is not None and len(weight) == 2
 
     def compute(logits: Tensor, target: Tensor) -> Tensor:
-        if as_two:  # sigmoid(x) is the second of softmax(0, x)
-            t = target.float()
-            pair = torch.cat([torch.zeros_like(logits), logits], dim=1)
-            both = torch.cat([1 - t, t], dim=1)
-            return function(pair, both, None, "softmax", weight)
         if task in ("foreground", "channels"):
-            t = target.float()
-            return function(logits, t, None, reading, weight)
-        t, counted = one_hot(target, outputs, loss.ignore_index)
+            t, counted = target.float(), None
+            if partial:
+                counted, t = (~t[:, :1].isnan()).float(), t.nan_to_num(0)
+            if not as_two:
+                return function(logits, t, counted, reading, weight)
+            pair = torch.cat([torch.zeros_like(logits), logits], dim=1)
+            both = torch.cat([1 - t, t], dim=1)  # sigmoid(x) is the second of softmax(0, x)
+            return function(pair, both, counted, "softmax", weight)
+        t, counted = one_hot(target, outputs, loss.ignore_index, partial)
         return function(logits, t, counted, reading, weight)
 
     return compute

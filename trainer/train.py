@@ -230,8 +230,9 @@ def run(config: Config, this: Run) -> dict[str, Any]:
                 saver.best()
             this.events.write("epoch", **event)
             saver.now_and_then()
-            if any(one.verbose for one in schedules):
-                console.line(f"Learning rate: {optimizer.param_groups[0]['lr']:.6g}")
+            changed = float(optimizer.param_groups[0]["lr"])
+            if changed != rate and any(one.verbose for one in schedules):
+                console.line(f"Learning rate: {changed:.6g}")
             console.rule()
             this.stop.check()
     except Stopped:

@@ -66,7 +66,8 @@ class Usage:
         if config.loss is None:
             return None
         network = self.network
-        return build_loss(config.loss, network.classes, self.aim.task, network.activation)
+        padded = bool(self.data.slicers)
+        return build_loss(config.loss, network.classes, self.aim.task, network.activation, padded)
 
     @property
     def threshold(self) -> float:

@@ -193,7 +193,8 @@ class ArraySet:
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         """Inputs (n, C, …) and targets (n, 1, …), float32, with the values of their files.
 
-        Of channels, targets are (n, C, …); of labels (n,) int64. Indices are of one group.
+        Of channels, targets are (n, C, …); of labels (n,) int64. Targets of padding are not a
+        number: they do not count. Indices are of one group.
         """
         blocks = [self.blocks[index] for index in indices.tolist()]
         inputs = torch.stack([self._block(block, block.whole.input) for block in blocks]).float()
@@ -201,7 +202,11 @@ class ArraySet:
             return inputs, None
         if self._task == "labels":
             return inputs, torch.tensor([self._label(block.whole) for block in blocks])
-        targets = [self._block(b, b.whole.target) for b in blocks if b.whole.target is not None]
+        targets = [
+            self._block(block, block.whole.target, fill=math.nan)
+            for block in blocks
+            if block.whole.target is not None
+        ]
         return inputs, torch.stack(targets).float()
 
     def _values(self, array: Array, region: tuple[slice, ...]) -> Tensor:
@@ -228,7 +233,8 @@ class ArraySet:
             accepted = f"classes of the network, 0 to {self._outputs - 1}"
             raise InputError(array.where, found, accepted)
 
-    def _block(self, block: Block, array: Array) -> Tensor:
+    def _block(self, block: Block, array: Array, fill: float = 0.0) -> Tensor:
+        """A block of an array, its padding filled with `fill`."""
         grid = self.grid(block)
         values = self._values(array, grid.region(block.number) if grid else ())
         if not has_channels(array, self._axes, "the network"):
@@ -237,7 +243,8 @@ class ArraySet:
             return values
         zeros = grid.zeros(block.number)
         if any(before or behind for before, behind in zeros):
-            values = F.pad(values, [end for pair in reversed(zeros) for end in pair])
+            ends = [end for pair in reversed(zeros) for end in pair]
+            values = F.pad(values.float(), ends, value=fill)
         values = values.reshape(len(values), *(grid.padded[axis] for axis in grid.kept))
         return values.transpose(1, 2) if grid.slicer.transpose else values
 
