@@ -9,16 +9,30 @@ without augmentation, it was 0.702, 0.683, 0.707 and 0.766 ("precise BN", Wu and
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.data.samples import Samples
 from trainer.data.transforms import BatchTransform
 from trainer.device import autocast, in_layout, on_device
 
 MOST_IMAGES = 256
+
+
+def _spread(images: Samples, batch_size: int) -> list[Tensor]:
+    """Up to 256 images in batches that mix no groups; none of one image, which may leave one value
+    a channel, but where there is nothing else."""
+    count = min(len(images), MOST_IMAGES)
+    chosen = torch.linspace(0, len(images) - 1, count).round().long()
+    batches: list[Tensor] = []
+    for number, end in zip(images.groups, accumulate(images.groups), strict=True):
+        own = chosen[(chosen >= end - number) & (chosen < end)]
+        batches += [batch for batch in own.split(batch_size) if len(batch)]
+    several = [batch for batch in batches if len(batch) > 1] or batches
+    return [batch.to(images.device) for batch in several]
 
 
 @torch.no_grad()
@@ -53,15 +67,12 @@ def refresh_batch_norm(
         layer.reset_running_stats()
         layer.momentum = None  # the plain mean over the batches that follow
         layer.train()
-    count = min(len(images), MOST_IMAGES)
-    chosen = torch.linspace(0, len(images) - 1, count).round().long().to(images.device)
-    for indices in chosen.split(batch_size):
-        if len(indices) > 1 or count == 1:  # one image may leave one value a channel
-            raw, truth = images.batch(indices)
-            truth = None if truth is None else on_device(truth, device)
-            inputs, _ = transform.evaluated(on_device(raw, device), truth, indices)
-            with autocast(device):
-                network(in_layout(inputs, device))
+    for indices in _spread(images, max(2, batch_size)):
+        raw, truth = images.batch(indices)
+        truth = None if truth is None else on_device(truth, device)
+        inputs, _ = transform.evaluated(on_device(raw, device), truth, indices)
+        with autocast(device):
+            network(in_layout(inputs, device))
     for layer, momentum, batches in zip(layers, momenta, seen, strict=True):
         layer.momentum = momentum
         layer.num_batches_tracked.fill_(batches)

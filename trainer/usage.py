@@ -37,6 +37,8 @@ class Usage:
     masks: Masks | None
     aim: Aim
     checkpoint: dict[str, Any]
+    shares: bool = False
+    """Whether the loss needs targets from 0 to 1."""
 
     @property
     def order(self) -> Literal["RGB", "BGR"]:
@@ -55,6 +57,7 @@ class Usage:
             network.classes,
             self.masks,
             self.aim.ignored,
+            self.shares,
         )
 
     def transform(self) -> BatchTransform:
@@ -156,7 +159,8 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any]) -> Usage:
         names = tuple(f"output {number}" for number in range(network.classes))
     reading = reading_of(network.activation, config.loss, network.classes)
     aim = Aim(task, reading, names or Aim.names, ignored)
-    return Usage(network, source, data, size, masks, aim, checkpoint)
+    shares = loss not in (None, "mse")
+    return Usage(network, source, data, size, masks, aim, checkpoint, shares)
 
 
 def _numbered(count: int, ignored: int | None) -> Masks:

@@ -58,8 +58,11 @@ class ArraySet:
         task: Task = "foreground",
         outputs: int = 1,
         ignored: int | None = None,
+        shares: bool = False,
     ) -> None:
+        """`shares`: targets that are no classes have to be from 0 to 1, as most losses need."""
         self.blocks, self.channels, self._ignored = blocks, channels, ignored
+        self._shares = shares
         self._data, self._dimensions, self._task, self._outputs = data, dimensions, task, outputs
         self._kept: dict[Array, Tensor] = {}
         self._grids: dict[tuple[Sample, int], Grid] = {}
@@ -219,6 +222,12 @@ class ArraySet:
         values = read_region(array, region)
         if self._task == "classes" and array in self._targets:
             self._check_classes(array, values)
+        elif self._shares and self._task != "labels" and array in self._targets:
+            outside = values[(values < 0) | (values > 1)]
+            if outside.size:
+                fix = "divide them, or use the loss mse"
+                found = f"holds {outside.flat[0]:g}"
+                raise InputError(array.where, found, "numbers from 0 to 1", fix)
         return torch.from_numpy(values)
 
     def _check_classes(self, array: Array, values: NDArray[Any]) -> None:

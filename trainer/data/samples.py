@@ -76,16 +76,17 @@ def open_samples(
     outputs: int = 1,
     masks: Masks | None = None,
     ignored: int | None = None,
+    shares: bool = False,
 ) -> ImageSet | ArraySet:
     """The samples of a part, nothing read yet.
 
     `channels`, `dimensions` (spatial axes) and `outputs` are the network's; targets of the class
-    `ignored` may stand in arrays beside those of the network. Raises InputError for
-    what does not fit it.
+    `ignored` may stand in arrays beside those of the network; with `shares` other targets are from
+    0 to 1. Raises InputError for what does not fit it.
     """
     blocks = [item for item in items if isinstance(item, Block)]
     if blocks:
-        return ArraySet(blocks, data, channels, dimensions, task, outputs, ignored)
+        return ArraySet(blocks, data, channels, dimensions, task, outputs, ignored, shares)
     if dimensions != 2:
         found = f"images have 2 axes, the network takes {dimensions}"
         raise InputError("layers", found, "a network of 2 axes", "or data of type numpy or hdf5")
