@@ -22,7 +22,8 @@ from itertools import pairwise
 from typing import Any
 
 from trainer.errors import InputError, nearest
-from trainer.networks.keras.layers import LAYERS, Layer, Parameter, Shape, shape_text
+from trainer.networks.keras.layer import Layer, Parameter, Shape, shape_text
+from trainer.networks.keras.layers import LAYERS
 from trainer.networks.keras.options import LARGEST, Options, short, shown
 
 MODELS = ("Functional", "Model", "Sequential")

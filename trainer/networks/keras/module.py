@@ -18,7 +18,7 @@ from trainer.errors import OutOfMemory
 from trainer.networks.keras.activations import ACTIVATIONS, LINEAR, Activation
 from trainer.networks.keras.graph import Graph, Node, escaped, folded
 from trainer.networks.keras.initial import Initial
-from trainer.networks.keras.layers import Layer
+from trainer.networks.keras.layer import Layer
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trainer.errors import InputError
 from trainer.networks.keras.graph import Graph, Node, escaped
-from trainer.networks.keras.layers import Parameter
+from trainer.networks.keras.layer import Parameter
 
 if TYPE_CHECKING:
     from torch import Tensor
