@@ -158,6 +158,7 @@ def _depthwise_kernel(o: Options, window: Window, inputs: int, per: int, name: s
 
 
 def bias_parameters(o: Options, outputs: int, name: str = "bias") -> tuple[Parameter, ...]:
+    """The bias, if the layer has one; no parameters else."""
     if not o.flag("use_bias", True):
         return ()
     start = initial(o, "bias_initializer", "zeros", (outputs,))
@@ -201,6 +202,7 @@ def _moving(
 
 
 def convolution_layer(n: int, o: Options, inputs: Sequence[Shape]) -> Layer:
+    """Conv1D to Conv3D: windows that slide, in groups if asked."""
     channels = known_channels(o, one_input(o, inputs, n))
     o.channels_last()
     window = _window(o, n, causal=n == 1)
@@ -222,6 +224,7 @@ def convolution_layer(n: int, o: Options, inputs: Sequence[Shape]) -> Layer:
 
 
 def depthwise_layer(n: int, o: Options, inputs: Sequence[Shape]) -> Layer:
+    """DepthwiseConv1D to 3D: each channel has windows of its own, `depth_multiplier` of them."""
     channels = known_channels(o, one_input(o, inputs, n))
     o.channels_last()
     o.must_be("groups", 1)

@@ -79,6 +79,7 @@ class Graph:
 
     @property
     def in_channels(self) -> int:
+        """Of the input; 0 where the file does not say."""
         return int(self.input_shape[-1] or 0)
 
     @property
@@ -120,6 +121,7 @@ class Graph:
 
     @property
     def trainable_parameters(self) -> int:
+        """Those that are not frozen."""
         return self._count([node for node in self.nodes if node.trainable])
 
     def shapes(self, size: Sequence[int | None] | None = None) -> dict[str, Shape]:

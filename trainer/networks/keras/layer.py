@@ -106,24 +106,28 @@ def one_input(o: Options, inputs: Sequence[Shape], dimensions: int | None = None
 
 
 def known_channels(o: Options, shape: Shape) -> int:
+    """The channels of a shape; raises InputError where they are not known."""
     if shape[-1] is None:
         raise o.fault("", "the size of its input is not known", "an InputLayer with a fixed shape")
     return shape[-1]
 
 
 def check_channels(o: Options, shape: Shape, channels: int) -> None:
+    """Raises InputError for another number of channels."""
     if shape[-1] != channels:
         found = f"its input would have {shape[-1]} channels instead of {channels}"
         raise o.fault("", found, "the size that the InputLayer declares")
 
 
 def positive(o: Options, sizes: Sequence[int | None], shape: Shape) -> Shape:
+    """The shape with these sizes; raises InputError where one of them would vanish."""
     if any(size is not None and not 0 < size <= LARGEST for size in sizes):
         raise o.fault("", f"leaves nothing of its input {shape_text(shape)}", "a larger image")
     return tuple(sizes)
 
 
 def unchanged(o: Options, dimensions: int | None = None) -> Callable[[Sequence[Shape]], Shape]:
+    """A layer that gives the shape that it gets, of so many dimensions."""
     return lambda inputs: one_input(o, inputs, dimensions)
 
 

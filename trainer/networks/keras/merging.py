@@ -56,6 +56,7 @@ def merging_layer(kind: str, o: Options, inputs: Sequence[Shape]) -> Layer:
 
 
 def concatenate_layer(o: Options, inputs: Sequence[Shape]) -> Layer:
+    """Concatenate: along the channels, or along any axis of what is no image."""
     _several(o, inputs)
     rank = len(inputs[0])
     value = o.value("axis", -1)

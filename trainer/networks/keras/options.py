@@ -48,12 +48,14 @@ class Options:
         return self._config.get(key) is not None
 
     def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
         value = self.value(key, default)
         if not isinstance(value, bool):
             raise self.fault(key, f"found {shown(value)}", "true or false")
         return value
 
     def whole(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number."""
         return self._whole(key, self.value(key, default), least)
 
     def _whole(self, key: str, value: Any, least: int) -> int:
@@ -90,6 +92,7 @@ class Options:
     def number(
         self, key: str, default: float | None, least: float = -math.inf, most: float = math.inf
     ) -> float:
+        """A finite number."""
         value = self.value(key, default)
         if isinstance(value, dict) and value.get("type") == "ndarray":  # Keras 2.1's numpy scalars
             value = value.get("value")
@@ -105,6 +108,7 @@ class Options:
         return self.word(key, self.value(key, default), known)
 
     def word(self, key: str, value: Any, known: Iterable[str]) -> str:
+        """One of the words."""
         names = list(known)
         if not isinstance(value, str) or value.lower() not in names:
             hint = nearest(value, names) if isinstance(value, str) else ""
@@ -119,6 +123,7 @@ class Options:
             raise self.fault(key, f"{shown(value)} is not supported", told)
 
     def channels_last(self) -> None:
+        """Raises InputError for `channels_first`."""
         self.must_be("data_format", "channels_last")
 
     def regularized(self) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 def dense_layer(o: Options, inputs: Sequence[Shape]) -> Layer:
+    """Dense: over the last axis, Keras's channels."""
     shape = one_input(o, inputs)
     channels, units = known_channels(o, shape), o.whole("units")
     start = initial(o, "kernel_initializer", "glorot_uniform", (channels, units))
@@ -67,6 +68,7 @@ def dense_layer(o: Options, inputs: Sequence[Shape]) -> Layer:
 
 
 def activation_layer(o: Options, inputs: Sequence[Shape]) -> Layer:
+    """Activation: a function by name."""
     shape = one_input(o, inputs)
     axis = o.value("axis")  # rmldnn's own files have one: 1, torch's channels
     if axis is not None and (isinstance(axis, bool) or axis not in (-1, 1, len(shape))):
@@ -77,11 +79,13 @@ def activation_layer(o: Options, inputs: Sequence[Shape]) -> Layer:
 
 
 def named_layer(name: str, o: Options, inputs: Sequence[Shape]) -> Layer:
+    """A layer that is an activation itself: Sigmoid, Tanh, Swish."""
     one_input(o, inputs)
     return Layer(unchanged(o), activation=ACTIVATIONS[name], fused=False)
 
 
 def softmax_layer(name: str, o: Options, inputs: Sequence[Shape]) -> Layer:
+    """Softmax and Log_Softmax, over the channels."""
     shape = one_input(o, inputs)
     value = o.value("axis", -1)
     channels_of_torch = (1,) if name == "log_softmax" else ()  # not a class of Keras: rmldnn's own
@@ -93,6 +97,7 @@ def softmax_layer(name: str, o: Options, inputs: Sequence[Shape]) -> Layer:
 
 
 def relu_layer(o: Options, inputs: Sequence[Shape]) -> Layer:
+    """ReLU with its limit, slope and threshold."""
     one_input(o, inputs)
     most = o.number("max_value", None, 0.0) if o.given("max_value") else None
     o.value("max_value")
@@ -111,6 +116,7 @@ def leaky_relu_layer(o: Options, inputs: Sequence[Shape]) -> Layer:
 
 
 def elu_layer(o: Options, inputs: Sequence[Shape]) -> Layer:
+    """ELU with its alpha."""
     one_input(o, inputs)
     alpha = o.number("alpha", 1.0, 0.0)
     return Layer(unchanged(o), activation=Activation("elu", elu(alpha)), fused=False)

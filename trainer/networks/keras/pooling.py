@@ -82,6 +82,7 @@ def average_pool_layer(n: int, o: Options, inputs: Sequence[Shape]) -> Layer:
 
 
 def global_pool_layer(n: int, highest: bool, o: Options, inputs: Sequence[Shape]) -> Layer:
+    """GlobalMaxPooling and GlobalAveragePooling: one value a channel."""
     one_input(o, inputs, n)
     o.channels_last()
     keep = o.flag("keepdims", False)

@@ -59,6 +59,7 @@ def _bordered(o: Options, n: int, pairs: Pairs, sign: int) -> Callable[[Sequence
 
 
 def zero_padding_layer(n: int, o: Options, inputs: Sequence[Shape]) -> Layer:
+    """ZeroPadding1D to 3D; a convolution behind it takes the zeros over."""
     one_input(o, inputs, n)
     o.channels_last()
     pairs = o.pairs("padding", n, 1)
@@ -78,6 +79,7 @@ def zero_padding_layer(n: int, o: Options, inputs: Sequence[Shape]) -> Layer:
 
 
 def cropping_layer(n: int, o: Options, inputs: Sequence[Shape]) -> Layer:
+    """Cropping1D to 3D."""
     one_input(o, inputs, n)
     o.channels_last()
     pairs = o.pairs("cropping", n, 0 if n == 2 else 1)
