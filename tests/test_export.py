@@ -124,3 +124,33 @@ def test_a_network_that_differs_is_not_written(
     with pytest.raises(InputError, match="differs from torch"):
         export(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_of_arrays_takes_them_as_they_are(tmp_path: Path, python: Python) -> None:
+    """Three channels that are no colours: nothing is scaled or swapped."""
+    rng = np.random.default_rng(3)
+    images = rng.normal(0, 50, (6, 3, 8, 8)).astype(np.float32)
+    truth = (images[:, :1] > images[:, 2:]).astype(np.float32)
+    for name, arrays in (("x", images), ("y", truth)):
+        np.savez(tmp_path / f"{name}.npz", **{str(n): one for n, one in enumerate(arrays)})
+    shape = {"batch_input_shape": [None, None, None, 3], "filters": 1, "kernel_size": 1}
+    layers = [{"class_name": "Conv2D", "config": {"name": "c", **shape, "activation": "sigmoid"}}]
+    content = {
+        "layers": layers,
+        "num_epochs": 3,
+        "checkpoints": {"save": "model"},
+        "data": {"type": "numpy", "input_path": "x.npz", "target_path": "y.npz"},
+        "optimizer": {"type": "Adam", "learning_rate": 0.1},
+        "loss": {"function": "BCE"},
+    }
+    (tmp_path / "c.json").write_text(json.dumps({"neural_network": content}))
+    assert python("-m", "trainer", "--config=c.json", cwd=tmp_path).returncode == 0
+    assert main([str(tmp_path / "model/best.pt"), "--out", str(tmp_path / "out")]) == 0
+    facts = json.loads((tmp_path / "out/model.json").read_text())["input"]
+    assert (facts["scaling"], facts["order"]) == ("none", "as in the arrays of the training")
+    model = load_model(tmp_path / "model/best.pt", "cpu")
+    with torch.inference_mode():
+        expected = model.network(torch.from_numpy(images)).sigmoid().numpy()
+    assert np.abs(run(tmp_path / "out/model.onnx", images) - expected).max() < 1e-5
+    with pytest.raises(InputError, match="trained on arrays"):
+        model.predict(np.zeros((8, 8, 3), np.uint8))

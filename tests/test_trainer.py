@@ -833,6 +833,22 @@ def test_sigterm_and_resume(
     assert [without_time(e) for e in ended.epochs] == [without_time(e) for e in whole.epochs]
 
 
+def test_a_schedule_as_earlier_versions_kept_it_goes_on(train: Train, configuration: Build) -> None:
+    rate = {"optimizer": {"lr_scheduler": {"type": "Exponential", "gamma": 0.5}}}
+    ended = train(configuration(num_epochs=2, **rate))
+    path = ended.folder / "checkpoints/last.pt"
+    last = torch.load(path, weights_only=True)
+    schedule = last["training"]["schedule"]
+    del schedule["lr_lambdas"]
+    schedule["gamma"] = 0.5
+    torch.save(last, path)
+    (ended.folder / "result.json").unlink()
+    ended = train(configuration(num_epochs=4, **rate), "run", "--resume")
+    assert ended.code == 0, ended.err
+    rates = [event["learning_rate"] for event in ended.epochs[-2:]]
+    assert rates == pytest.approx([0.02 * 0.5**2, 0.02 * 0.5**3])
+
+
 def test_without_a_last_checkpoint_a_run_starts_anew(train: Train, configuration: Build) -> None:
     failed = train(configuration(data={"input_path": "/none"}))
     assert failed.code == 2

@@ -18,8 +18,6 @@ ALWAYS_UNUSED = {
     "debug": "no network graph is written",
     "debug_interval": "no network graph is written",
     "data.preload": "what fits into memory is read first in any case",
-    "data.grayscale": "images get the channels that the network takes, masks one",
-    "data.input_grayscale": "images get the channels that the network takes",
     **{
         f"data.{key}": "for differential equations"
         for key in ("domain_size", "num_examples", "num_test_examples", "bc_frequency", "bc_type")

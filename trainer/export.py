@@ -48,8 +48,8 @@ def description(model: Model) -> dict[str, Any]:
             "type": "float32",
             "axes": ["batch", "channel", *AXES[-network.dimensions :]],
             "channels": network.in_channels,
-            "order": "grey" if network.in_channels == 1 else "RGB",
-            "scaling": "pixel / 255",
+            "order": _order(model),
+            "scaling": model.use.scaling,
             "size": list(model.size) if model.size else None,
             "multiple_of": network.divisor,
         },
@@ -63,9 +63,19 @@ def description(model: Model) -> dict[str, Any]:
     }
 
 
+def _order(model: Model) -> str:
+    """Of the channels."""
+    if model.use.scaling == "none":
+        return "as in the arrays of the training"
+    return "grey" if model.network.description.in_channels == 1 else "RGB"
+
+
 def _whole(model: Model) -> torch.nn.Module:
-    """Pixels / 255 -> probabilities: what is around the network put into it."""
+    """Pixels / 255 (or arrays as they are) -> probabilities: what is around the network put into
+    it."""
     import torch
+
+    from trainer.losses import probabilities
 
     class Whole(torch.nn.Module):
         def __init__(self) -> None:
@@ -73,7 +83,8 @@ def _whole(model: Model) -> torch.nn.Module:
             self.network = model.network
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
-            return model.network.probabilities(model.network(model.transform.inputs(image * 255)))
+            raw = image if model.use.scaling == "none" else image * 255
+            return probabilities(model.network(model.transform.inputs(raw)), model.reading)
 
     return Whole().eval()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,8 @@ class Use(BaseModel):
     masks: Masks | None = None
     class_names: list[str] = ["background", "foreground"]
     task: Task | None = None
+    grayscale: bool = False
+    scaling: Literal["pixel / 255", "none"] = "pixel / 255"
     reading: Reading | None = None
     images: SeenImages | None = None
 
@@ -61,6 +63,8 @@ def data_of(use: Use) -> Data:
     """The transforms of a checkpoint, as a section of a configuration."""
     return Data(
         transforms=use.transforms,
+        input_grayscale=use.grayscale,
+        type="images" if use.scaling != "none" else "numpy",
         input_transforms=use.input_transforms,
         target_transforms=use.target_transforms,
     )
@@ -137,6 +141,10 @@ class Model:
         from trainer.losses import probabilities
         from trainer.networks.description import check_size
 
+        if self.use.scaling == "none":
+            raise InputError(
+                "model", "it was trained on arrays, not on images", "python -m trainer"
+            )
         array = np.asarray(image)
         grey, colour = array.ndim == 2, array.ndim == 3 and array.shape[2] in (3, 4)
         if array.dtype != np.uint8 or not (grey or colour) or 0 in array.shape:
@@ -144,7 +152,9 @@ class Model:
             raise InputError("image", found, "(H, W) or (H, W, 3), uint8")
         channels = self.network.description.in_channels
         read = channels_read(self._data, channels)
-        own = prepared(Image.fromarray(array), read, reading_steps(self._data), "image")
+        own = prepared(
+            Image.fromarray(array), read, reading_steps(self._data), "image", self.use.grayscale
+        )
         if self.size is None:
             check_size(self.network.description, (own.shape[2], own.shape[1]), "image")
         with torch.inference_mode():

@@ -253,7 +253,9 @@ def _resumed(
     """How far the training was; puts optimizer and schedule back to where they were."""
     optimizer.load_state_dict(training["optimizer"])
     if schedule:
-        schedule.load_state_dict(training["schedule"])
+        kept = ("last_epoch", "_step_count", "_last_lr")  # what all of torch's schedules keep
+        counts = {key: training["schedule"][key] for key in kept}
+        schedule.load_state_dict({**schedule.state_dict(), **counts})
     return Progress(**training["progress"])
 
 

@@ -86,6 +86,7 @@ class Usage:
         return {
             "image_size": list(self.size) if self.size else None,
             **fixed,
+            "grayscale": self.data.grayscale or self.data.input_grayscale,
             "channels": self.network.in_channels,
             "classes": self.network.classes,
             "class_names": list(self.aim.names),
