@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -466,3 +467,30 @@ def test_a_file_with_a_number_is_a_label(tmp_path: Path, kind: str) -> None:
             samples.preload(1)
         _, y = samples.batch(torch.tensor([0, 2]))
         assert y is not None and y.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        (["a", "a/b"], "x.npz/a, which is an array itself"),
+        (["a", "a.npy"], "has the name of another array"),
+        (["../a"], "has a name that no dataset can have"),
+    ],
+)
+def test_names_that_no_file_of_predictions_can_have(
+    tmp_path: Path, keys: list[str], found: str
+) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for key in keys:
+            with archive.open(key, "w") as entry:
+                np.lib.format.write_array(entry, values(3, 4))
+    with pytest.raises(InputError, match=found):
+        list_arrays(tmp_path / "x.npz", "numpy")
+
+
+def test_a_label_beyond_the_classes_is_told(tmp_path: Path) -> None:
+    inputs = save_h5(tmp_path / "in.h5", a=values(4, 4), b=values(4, 4, seed=1))
+    targets = save_h5(tmp_path / "out.h5", a=np.array([1]), b=np.array([3]))
+    samples = opened(configured(inputs, targets), 1, 2, task="labels", outputs=3)
+    with pytest.raises(InputError, match="holds 3 for b"):
+        samples.batch(torch.arange(2))

@@ -360,7 +360,7 @@ def test_an_empty_target_is_finite_and_has_a_gradient(name: str, dtype: torch.dt
     logits = torch.full((2, 1, 4, 4), 3.0, dtype=dtype, requires_grad=True)
     loss = build_loss(Loss(function=name), 1)(logits, torch.zeros(2, 1, 4, 4))
     loss.backward()
-    assert loss.dtype == torch.float32 and bool(loss.isfinite()) and float(loss) > 0
+    assert loss.dtype == torch.float32 and bool(loss.isfinite()) and loss.item() > 0
     assert logits.grad is not None and bool(logits.grad.isfinite().all())
 
 
@@ -397,3 +397,26 @@ def test_the_padding_of_blocks_changes_no_loss(name: str) -> None:
     expected = float(whole(logits, truth))
     padded = [F.pad(logits, [1, 0], value=9.0), F.pad(truth, [1, 0], value=math.nan)]
     assert float(built(*padded)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_binary_cross_entropy_of_a_softmax_is_exact_where_it_is_sure_and_wrong() -> None:
+    logits = torch.tensor([[[[40.0]], [[0.0]], [[-5.0]]]], requires_grad=True)
+    built = build_loss(Loss(function="bce"), 3, activation="softmax")
+    loss = built(logits, torch.full((1, 1, 1, 1), 1.0))
+    loss.backward()
+    others = math.log(1 + math.exp(-5))  # of the two that are not the likeliest
+    assert float(loss.detach()) == pytest.approx((40 - others + 40) / 3, rel=1e-5)
+    assert logits.grad is not None
+    assert float(logits.grad[0, 0, 0, 0]) == pytest.approx(2 / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_focal_has_a_gradient_where_it_is_sure_and_right(gamma: float, outputs: int) -> None:
+    logits = torch.full((1, outputs, 1, 1), -200.0)
+    logits[0, -1] = 200.0
+    logits.requires_grad_()
+    end = "sigmoid" if outputs == 1 else "softmax"
+    built = build_loss(Loss(function="focal", gamma=gamma), outputs, activation=end)
+    built(logits, torch.ones(1, 1, 1, 1)).backward()
+    assert logits.grad is not None and bool(logits.grad.isfinite().all())

@@ -402,3 +402,26 @@ def test_the_score_of_a_volume_does_not_depend_on_its_padding(
         assert match
         told.add(match[6])
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("normalize", "of"),
+    [({"std": 0.003921568}, [0, 1]), ({"mean": 1 / 255, "std": 1 / 255}, [1, 2]),
+     ({"std": 50 / 255}, [0, 50])],
+)  # fmt: skip
+def test_normalised_masks_are_class_numbers_at_both_sizes(
+    python: Python, tmp_path: Path, normalize: dict[str, float], of: list[int]
+) -> None:
+    """As the published pets have them; images of twice the network's size."""
+    masks_of(tmp_path, foreground=1)
+    for path in (tmp_path / "pairs").glob("*/*.png"):
+        image = np.array(Image.open(path))
+        image = np.array(of, np.uint8)[image] if path.parent.name == "targets" else image
+        Image.fromarray(image).resize((32, 32), Image.Resampling.NEAREST).save(path)
+    content = two_classes(function="NLL")
+    content["data"]["target_transforms"] = [{"normalize": normalize}]
+    printed = go(python, tmp_path, content)
+    last = (tmp_path / "out_test.txt").read_text().splitlines()[-1]
+    assert float(last.split("Accuracy: ")[1]) > 0.95, printed
+    told = re.search(r"Foreground Dice: (\d\.\d+)", lines(printed, "Foreground Dice")[-1])
+    assert told and float(told[1]) > 0.9

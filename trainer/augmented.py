@@ -27,7 +27,6 @@ from trainer.data.order import epoch_order
 from trainer.data.samples import Item
 from trainer.data.transforms import RANDOM, SIZING, BatchTransform
 from trainer.errors import InputError, nearest
-from trainer.evaluate import PIXEL_THRESHOLD
 from trainer.overlay import colour_of
 from trainer.parts import Parts
 from trainer.usage import Usage, open_run
@@ -179,7 +178,7 @@ def _on_disk(pair: Pair, images: ImageSet, usage: Usage) -> View:
         return View("on disk", told + ("" if pair.masks else ", no mask"), image, None)
     truth = read_masks(pair.masks, usage.masks)
     if usage.network.classes == 1:
-        truth = np.asarray(truth > PIXEL_THRESHOLD, np.uint8)
+        truth = np.asarray(truth > 127, np.uint8)
     told += f", {len(pair.masks)} masks united" if len(pair.masks) > 1 else ""
     told += "" if truth.any() else ", the mask is empty"
     return View("on disk", told, image, truth)

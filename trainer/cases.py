@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.folders import Pair, pair
-from trainer.data.images import read_image
+from trainer.data.images import open_image, prepared
 from trainer.data.masks import Masks, read_masks
 from trainer.errors import InputError, joined
 from trainer.metrics import Counts, ImageScore, mean
@@ -180,7 +180,8 @@ def gather(source: Source, most: int) -> Review:
 
 def _case(source: Source, name: str) -> Case:
     files = source.pairs[name]
-    image = read_image(files.image, 3).transpose(1, 2, 0)
+    read = prepared(open_image(files.image, deep=True), 3, (), str(files.image))
+    image = np.asarray(read.round(), np.uint8).transpose(1, 2, 0)
     height, width = image.shape[:2]
     probability = resized(np.asarray(source.file[name], np.float32), (width, height))
     predicted = classes(probability, source.threshold)
@@ -189,6 +190,8 @@ def _case(source: Source, name: str) -> Case:
     truth = read_masks(files.masks, source.masks, (width, height))
     if source.masks.outputs == 1:
         truth = np.asarray(truth > 0, np.uint8)
+    if source.masks.ignored is not None:  # nobody knows what is right there
+        predicted = np.where(truth == source.masks.ignored, truth, predicted)
     score = scored(name, predicted, truth, len(source.masks.names))
     return Case(name, image, probability, predicted, truth, score)
 

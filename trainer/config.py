@@ -470,10 +470,10 @@ class Optimizer(Section):
 
 
 LOSS_FIELDS: dict[str, tuple[str, ...]] = {
-    "bce": ("source", "weight"),
+    "bce": ("source", "weight", "ignore_index"),
     "dice": ("source", "weight", "ignore_index", "eps"),
     "nll": ("weight", "ignore_index"),
-    "mse": ("weight",),
+    "mse": ("weight", "ignore_index"),
     "jaccard": ("source", "weight", "ignore_index", "eps"),
     "focal": ("source", "weight", "ignore_index", "gamma"),
     "lovasz": ("source", "ignore_index"),
@@ -496,7 +496,8 @@ class Loss(Section):
         None, description="One number a class: how much it counts."
     )
     ignore_index: int | None = Field(
-        None, description="nll, dice, jaccard, focal, lovasz: targets of this class do not count."
+        None,
+        description="Targets of this class, or of this value where it is no class, do not count.",
     )
     eps: float = Field(1e-7, gt=0, description="dice, jaccard: keeps an empty batch finite.")
     gamma: float = Field(

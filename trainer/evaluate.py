@@ -22,10 +22,7 @@ from trainer.metrics import Counts, ImageScore, LabelScore
 from trainer.networks.build import SegmentationNetwork
 from trainer.outputs import printed_batches
 from trainer.prediction_file import Sink
-from trainer.tasks import Aim, Task
-
-PIXEL_THRESHOLD = 127
-"""Masks of foreground alone hold 0 to 255: above this, a pixel is foreground."""
+from trainer.tasks import Aim
 
 NO_CLASS = -1
 MOST_CLASSES_TOLD = 20
@@ -63,11 +60,6 @@ def own_size_classes(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
     """Probabilities (C, h, w) at the network's size -> classes (H, W) at `size` (height, width)."""
     resized = F.interpolate(probabilities[None], size, mode="bilinear", align_corners=False)
     return classes_of(resized)[0]
-
-
-def _own_size_truth(mask: Tensor, outputs: int) -> Tensor:
-    """A uint8 mask as `ImageSet` has it -> classes."""
-    return (mask > PIXEL_THRESHOLD).long() if outputs == 1 else mask.long()
 
 
 def _cells(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -122,8 +114,8 @@ class OwnSizeMasks:
 class _Tally:
     """What a set has scored so far. It stays on the device until somebody asks."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    def __init__(self, aim: Aim) -> None:
+        self.task, self.ignored = aim.task, aim.ignored
         self.at_network: list[Tensor] = []
         self.at_own: list[Tensor] = []
         self.losses: list[Tensor] = []
@@ -133,7 +125,8 @@ class _Tally:
         """Of all samples so far."""
         told = torch.cat(self.at_network)
         if self.task == "labels":
-            return float((told[:, 0] == told[:, 1]).double().mean())
+            told = told[told[:, 0] != (NO_CLASS if self.ignored is None else self.ignored)]
+            return float((told[:, 0] == told[:, 1]).sum()) / max(1, len(told))
         return metrics.accuracy(_as_counts(told.sum(0).tolist()))
 
     def loss(self) -> float | None:
@@ -145,7 +138,7 @@ class _Tally:
         at_network = torch.cat(self.at_network).tolist()
         if self.task == "labels":
             rows = zip(names, at_network, strict=True)
-            return [LabelScore(name, *row) for name, row in rows]
+            return [LabelScore(name, *row) for name, row in rows if row[0] != self.ignored]
         at_own = torch.stack(self.at_own).tolist() if self.at_own else at_network
         return [
             ImageScore(name, _as_counts(net), _as_counts(own))
@@ -175,7 +168,7 @@ def evaluate(
     `masks` images are scored at their own size, too.
     """
     network.eval()
-    tally = _Tally(aim.task)
+    tally = _Tally(aim)
     outputs = network.description.classes
     planned = batches_in_order(samples.groups, batch_size, samples.device)
     batches = len(planned)
@@ -201,7 +194,7 @@ def evaluate(
             tally.at_network.append(_counts(found, targets, aim))
             if masks is not None:
                 tally.at_own += [
-                    _own_size_counts(p, masks[number], outputs, aim.ignored)
+                    _own_size_counts(p, transform.truth(masks[number]), outputs, aim.ignored)
                     for p, number in zip(found, numbers, strict=True)
                 ]
             if loss is not None:
@@ -226,12 +219,13 @@ def evaluate(
 
 
 def _own_size_counts(
-    probabilities: Tensor, mask: Tensor, outputs: int, ignored: int | None
+    probabilities: Tensor, truth: Tensor, outputs: int, ignored: int | None
 ) -> Tensor:
-    """(C, h, w) probabilities at the network's size, (H, W) mask -> (outputs, 4) counts."""
-    height, width = mask.shape
+    """(C, h, w) probabilities at the network's size, (H, W) truth -> (outputs, 4) counts."""
+    height, width = truth.shape
     predicted = own_size_classes(probabilities, (height, width))
-    return _class_counts(predicted[None], _own_size_truth(mask, outputs)[None], outputs, ignored)[0]
+    classes = (truth > 0.5).long() if outputs == 1 else truth.long()
+    return _class_counts(predicted[None], classes[None], outputs, ignored)[0]
 
 
 def _as_counts(rows: list[list[int]]) -> tuple[Counts, ...]:

@@ -13,6 +13,7 @@ batch in which nothing counts has the loss 0.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -80,19 +81,24 @@ def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
     return (values * weight).sum() / weight.sum()
 
 
-def _log_complement(log_p: Tensor) -> Tensor:
-    """log(1 - p) from log p, exact near both ends (Mächler 2012)."""
-    x = log_p.clamp(max=-1e-7)
-    near_zero = torch.log(-torch.expm1(x.clamp(min=-0.6931)))
-    return torch.where(x > -0.6931, near_zero, torch.log1p(-torch.exp(x)))
+def _log_complements(x: Tensor) -> Tensor:
+    """log(1 - p) of each class of a softmax over logits (N, C, …).
+
+    Of the likeliest class from the logits of the others, which stays exact where p rounds to 1.
+    """
+    log_p = x.log_softmax(dim=1)
+    top = torch.zeros_like(x, dtype=torch.bool).scatter_(1, x.argmax(dim=1, keepdim=True), True)
+    others = x.masked_fill(top, -math.inf).logsumexp(dim=1, keepdim=True)
+    of_top = others - x.logsumexp(dim=1, keepdim=True)
+    of_others = torch.log1p(-log_p.masked_fill(top, -1.0).exp())  # there p is at most a half
+    return torch.where(top, of_top, of_others)
 
 
 def cross_entropies(logits: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
     """(-log p, -log(1 - p)) of each output, in single precision."""
     x = logits.float()
     if reading == "softmax":
-        log_p = x.log_softmax(dim=1)
-        return -log_p, -_log_complement(log_p)
+        return -x.log_softmax(dim=1), -_log_complements(x)
     return F.softplus(-x), F.softplus(x)
 
 
@@ -149,6 +155,11 @@ def overlap(
     return _mean(1 - score, w)
 
 
+def _hardness(entropy: Tensor) -> Tensor:
+    """1 - p from -log p; above zero, where a power below 1 has no slope."""
+    return (-torch.expm1(-entropy)).clamp(min=torch.finfo(torch.float32).tiny)
+
+
 def focal(
     logits: Tensor,
     t: Tensor,
@@ -164,10 +175,10 @@ def focal(
     """
     t = t.float()
     hit, miss = cross_entropies(logits, reading)
-    hit = t * (-torch.expm1(-hit)) ** gamma * hit
+    hit = t * _hardness(hit) ** gamma * hit
     if reading == "softmax":
         return _weighted_pixels(hit, t, counted, w)
-    return _mean_counted(hit + (1 - t) * (-torch.expm1(-miss)) ** gamma * miss, counted, w)
+    return _mean_counted(hit + (1 - t) * _hardness(miss) ** gamma * miss, counted, w)
 
 
 def _weighted_pixels(values: Tensor, t: Tensor, counted: Tensor | None, w: Tensor | None) -> Tensor:

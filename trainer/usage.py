@@ -23,6 +23,9 @@ from trainer.networks.description import Network, check_size, parse_network, rea
 from trainer.parts import Parts, open_parts
 from trainer.tasks import Aim, reading_of, task_of
 
+NEAR = 0.01
+"""So far from a whole number may a class be that was divided by 255 and multiplied again."""
+
 TRANSFORMS = ("transforms", "input_transforms", "target_transforms")
 
 
@@ -145,7 +148,7 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any]) -> Usage:
     task = task_of(data, network.classes, network.output_axes, loss, parts.target_shape)
     names = parts.class_names or tuple(known.get("class_names", ()))
     if task == "classes" and masks is None and network.classes <= MOST_CLASSES:
-        masks = _numbered(network.classes, ignored)
+        masks = _numbered(network.classes, ignored, data)
     if task in ("foreground", "classes") and data.kinds[0] == "images":
         outputs = masks.outputs if masks else 1
         if network.classes != outputs:
@@ -164,9 +167,21 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any]) -> Usage:
     return Usage(network, source, data, size, masks, aim, checkpoint, shares)
 
 
-def _numbered(count: int, ignored: int | None) -> Masks:
-    """Masks whose values are the numbers of the classes; 255 is the second of two, too."""
+def _numbered(count: int, ignored: int | None, data: Data) -> Masks:
+    """Masks whose values are the numbers of the classes; 255 is the second of two, too.
+
+    Where targets are normalised, their values / 255 are the classes after that, as published.
+    """
     values = [[0], [1, 255]] if count == 2 and ignored != 255 else [[n] for n in range(count)]
+    both = [*data.transforms, *data.target_transforms]
+    if scales := [one.value for one in both if one.name == "normalize"]:
+        values = [[] for _ in range(count)]
+        for value in range(256):
+            number = value / 255
+            for scale in scales:
+                number = (number - scale.get("mean", 0.0)) / scale.get("std", 1.0)
+            if abs(number - round(number)) < NEAR and round(number) in range(count):
+                values[round(number)].append(value)
     classes = [MaskClass(name=f"class {n}", values=values[n]) for n in range(count)]
     return Masks(values=list(range(count)), classes=classes, numbers=True, ignored=ignored)
 

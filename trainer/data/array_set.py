@@ -266,4 +266,9 @@ class ArraySet:
         if len(values) != 1 or values[0] != int(values[0]) or values[0] < 0:
             found = f"holds {values[:3]} for {whole.input.name}"
             raise InputError(whole.target.where, found, "the number of a class, 0 or above")
-        return int(values[0])
+        label = int(values[0])
+        if label >= self._outputs and label != self._ignored:
+            found = f"holds {label} for {whole.input.name}"
+            accepted = f"classes of the network, 0 to {self._outputs - 1}"
+            raise InputError(whole.target.where, found, accepted)
+        return label

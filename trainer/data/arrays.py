@@ -104,9 +104,31 @@ def list_arrays(path: str | Path, kind: str) -> list[Array]:
             arrays += _arrays_of(file, name, alone=file == path)
         except InputError as fault:
             faults.append(fault)
+    faults += _clashes(arrays)
     if faults:
         raise joined(faults, str(path))
     return sorted(arrays, key=lambda one: one.name)
+
+
+def _clashes(arrays: Sequence[Array]) -> list[InputError]:
+    """Names that no file of predictions has: "a" beside "a/b", one twice, "", "." and ".."."""
+    faults, names = [], {one.name for one in arrays}
+    seen: set[str] = set()
+    for one in arrays:
+        parts = one.name.split("/")
+        above = ("/".join(parts[:end]) for end in range(1, len(parts)))
+        beneath = next((name for name in above if name in names), None)
+        fault = ""
+        if one.name in seen:
+            fault = "has the name of another array"
+        elif not {"", ".", ".."}.isdisjoint(parts):
+            fault = "has a name that no dataset can have"
+        elif beneath:
+            fault = f"lies below {beneath}, which is an array itself"
+        seen.add(one.name)
+        if fault:
+            faults.append(InputError(one.where, fault, "names of their own", "rename it"))
+    return faults
 
 
 def _arrays_of(file: Path, name: str, alone: bool) -> list[Array]:

@@ -278,12 +278,12 @@ class BatchTransform:
                 x = _normalized(x, one.value)
         return x
 
+    def truth(self, raw: Tensor) -> Tensor:
+        """Raw targets of any size as a loss takes them, where they are."""
+        return self._target_finished(raw.float())
+
     def _target_finished(self, y: Tensor) -> Tensor:
-        if self.task == "classes":
-            if self._target_scale:
-                y = y / 255
-                for scale in self._target_scale:
-                    y = _normalized(y, scale)
+        if self.task == "classes":  # what normalize makes of their values, the reading knows
             return y.round()
         y = y / 255
         if self.task == "channels":
