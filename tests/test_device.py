@@ -18,7 +18,7 @@ from trainer.__main__ import limit_threads, translated
 from trainer.device import (
     autocast,
     device_label,
-    memory_layout,
+    in_layout,
     on_device,
     open_device,
     peak_memory_bytes,
@@ -65,8 +65,10 @@ def test_mps_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_a_run_asks_of_mps() -> None:
     """Plain memory order, single precision, no measured memory, and its name in the log."""
-    assert memory_layout(MPS) == torch.contiguous_format
-    assert memory_layout(torch.device("cpu")) == torch.channels_last
+    batch = torch.zeros(2, 3, 4, 5)
+    assert in_layout(batch, MPS).is_contiguous()
+    last = {"memory_format": torch.channels_last}
+    assert in_layout(batch, torch.device("cpu")).is_contiguous(**last)
     with autocast(MPS):
         assert not torch.is_autocast_enabled("mps")
     assert peak_memory_bytes(MPS) is None

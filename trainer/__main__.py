@@ -171,6 +171,9 @@ def translated(error: BaseException) -> RmlError | None:
         found = "leaves a batch of one image, too little for this network's normalisation"
         fix = "another batch_size, or larger images"
         return InputError("data.batch_size", found, fix=fix)
+    if isinstance(error, RuntimeError) and "deterministic implementation" in text:
+        found = text.split(". ")[0]
+        return InputError("deterministic", found, "false", "leave it out for this network or loss")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(f"no space left on the disk: {error.filename or 'while writing'}")
     if own := sys.modules.get("trainer.networks.own"):  # imported with torch, if at all

@@ -16,6 +16,7 @@ They hold tensors and plain values, and load with `weights_only=True`.
 from __future__ import annotations
 
 import io
+import math
 import time
 import zipfile
 from dataclasses import dataclass, field
@@ -277,6 +278,7 @@ class Saver:
         asked = self._config.checkpoints
         if asked.save and event["epoch"] % asked.interval == 0:
             self._write(asked.save, f"model_checkpoint_{event['epoch']}.pt", self._content())
+            self._saved = -math.inf  # a resume shall not go further back than this
 
     def best(self) -> None:
         """The epoch that ended is the best so far."""

@@ -81,12 +81,6 @@ def _check_mps() -> None:
     )
 
 
-def memory_layout(device: torch.device) -> torch.memory_format:
-    """How batches and weights lie in memory: channels last, which is fast on CPU and CUDA; on MPS
-    the plain order, which every operation there takes."""
-    return torch.contiguous_format if device.type == "mps" else torch.channels_last
-
-
 def in_layout(batch: Tensor, device: torch.device) -> Tensor:
     """A batch (N, C, …) as it is computed fastest: channels last for images and volumes; on MPS the
     plain order, which every operation there takes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,12 +51,22 @@ class Use(BaseModel):
     input_transforms: list[Transform] = []
     target_transforms: list[Transform] = []
     masks: Masks | None = None
-    class_names: list[str] = ["background", "foreground"]
+    class_names: list[str] = []
     task: Task | None = None
     grayscale: bool = False
     scaling: Literal["pixel / 255", "none"] = "pixel / 255"
     reading: Reading | None = None
     images: SeenImages | None = None
+
+
+def use_of(checkpoint: dict[str, Any], where: str) -> Use:
+    """What a checkpoint says of its use, nothing where it has only weights; raises InputError."""
+    try:
+        return Use.model_validate(checkpoint.get("use", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in ("use", *first["loc"]))
+        raise InputError(f"{where}, {key}", first["msg"], "a .pt of this program") from None
 
 
 def data_of(use: Use) -> Data:
@@ -96,7 +106,9 @@ class Model:
     @property
     def classes(self) -> list[str]:
         """Names of the classes; their numbers are those in a predicted mask."""
-        return self.masks.names if self.masks else self.use.class_names
+        return (
+            self.masks.names if self.masks else self.use.class_names or ["background", "foreground"]
+        )
 
     @property
     def reading(self) -> Reading:
@@ -192,12 +204,7 @@ def load_model(
     checkpoint = load_checkpoint(file)
     if "network" not in checkpoint or "use" not in checkpoint:
         raise InputError(str(file), "does not say what its network is", "a .pt of this program")
-    try:
-        use = Use.model_validate(checkpoint["use"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in ("use", *first["loc"]))
-        raise InputError(f"{file}, {key}", first["msg"], "a .pt of this program") from None
+    use = use_of(checkpoint, str(file))
     # Its code lies beside it, whatever path it names.
     description = parse_network(checkpoint["network"], str(file)).for_checkpoint()
     check_code(checkpoint, code_of(description, file), str(file))

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from trainer.batch_norm import refresh_batch_norm
 from trainer.checkpoint import (
+    LAST,
     Progress,
     Saver,
     check_code,
@@ -179,6 +180,8 @@ def run(config: Config, this: Run) -> dict[str, Any]:
 
     # ---- resume ----
     progress = Progress()
+    if this.resume and not last:
+        console.line(f"There is no {LAST} to go on from: the training begins anew")
     if last:
         progress = _resumed(last["training"], optimizer, schedule)
         where = f"epoch {progress.event['epoch'] + 1}, batch {len(progress.losses) + 1}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer.checkpoint import load_checkpoint
-from trainer.config import LOSS_FIELDS, Config, Data, Transform
+from trainer.config import LOSS_FIELDS, Config, Data
 from trainer.data.array_set import ArraySet
 from trainer.data.cache import ImageSet
 from trainer.data.labels import MOST_CLASSES, MaskClass
@@ -19,6 +19,7 @@ from trainer.data.samples import Item, open_samples
 from trainer.data.transforms import BatchTransform, size_of
 from trainer.errors import InputError
 from trainer.losses import LossFunction, build_loss
+from trainer.model import Use, use_of
 from trainer.networks.description import Network, check_size, parse_network, read_network
 from trainer.parts import Parts, open_parts
 from trainer.tasks import Aim, reading_of, task_of
@@ -105,13 +106,14 @@ def open_run(config: Config) -> tuple[Parts, Usage]:
     """What a run works on, and how its network is used; raises InputError for what is amiss."""
     load = config.checkpoints.load
     checkpoint = load_checkpoint(load) if load else {}
-    names = checkpoint.get("use", {}).get("class_names", ()) if not config.trains else ()
-    parts = open_parts(config, names)
-    return parts, usage_of(config, parts, checkpoint)
+    known = use_of(checkpoint, str(load)) if not config.trains else Use()
+    parts = open_parts(config, known.class_names)
+    return parts, usage_of(config, parts, checkpoint, known)
 
 
-def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any]) -> Usage:
-    """The network, its size and its transforms, from the configuration and the checkpoint.
+def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any], known: Use) -> Usage:
+    """The network, its size and its transforms, from the configuration and the checkpoint, which
+    says how it is used (`known`).
 
     In a run without training, `layers` and `transforms` that are left out come from the
     checkpoint, and another size than the trained one is an InputError. A network of several classes
@@ -121,14 +123,10 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any]) -> Usage:
     source = config.layers if isinstance(config.layers, str) else load or "layers"
     network = _network(config, checkpoint, source)
     data = config.data
-    known = checkpoint.get("use", {})
     if not config.trains and not any(getattr(data, name) for name in TRANSFORMS):
-        kept = {name: known.get(name, []) for name in TRANSFORMS}
-        transforms = {n: [Transform.model_validate(t) for t in ts] for n, ts in kept.items()}
-        data = data.model_copy(update=transforms)
-    size = size_of(data)
-    trained = tuple(known["image_size"]) if known.get("image_size") else None
-    if not config.trains and trained and size != trained:
+        data = data.model_copy(update={name: getattr(known, name) for name in TRANSFORMS})
+    size, trained = size_of(data), known.image_size
+    if trained and size != trained:
         asked = f"{size[0]}x{size[1]}" if size else "no resize"
         raise InputError(
             "data.transforms",
@@ -140,13 +138,12 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any]) -> Usage:
         check_size(network, size, "data.transforms, resize")
     _check_source(config, network)
     masks = parts.masks
-    if masks is None and not config.trains and known.get("masks"):
-        masks = Masks.model_validate(known["masks"])
+    masks = masks or known.masks
     loss = config.loss.function if config.loss else None
     ignored = config.loss.ignore_index if config.loss else None
     ignored = ignored if ignored not in range(network.classes) else None
     task = task_of(data, network.classes, network.output_axes, loss, parts.target_shape)
-    names = parts.class_names or tuple(known.get("class_names", ()))
+    names = parts.class_names or tuple(known.class_names)
     if task == "classes" and masks is None and network.classes <= MOST_CLASSES:
         masks = _numbered(network.classes, ignored, data)
     if task in ("foreground", "classes") and data.kinds[0] == "images":

@@ -26,6 +26,9 @@ from trainer.errors import InputError, joined
 
 SUFFIXES = {"numpy": (".npy", ".npz"), "hdf5": (".h5", ".hdf5", ".hdf", ".he5")}
 OPEN_FILES = 32
+MOST_BLOCKS = 5_000_000
+"""Of all arrays together: each takes a hundred bytes, and an epoch reads them all."""
+
 MOST_TOLD = 8
 """Of so many arrays the log says how they are cut."""
 
@@ -314,6 +317,10 @@ def blocks_of(samples: Sequence[Sample], data: Data, note: Callable[[str], None]
                     told = slicing_lines(grid, names[cut], dataset, str(one.path), kind)
                     for line in told:
                         note(line)
+            if len(found) + len(grid) > MOST_BLOCKS:
+                fault = f"cuts {sample.input.name} into {len(grid)} blocks"
+                fix = "larger strides"
+                raise InputError(f"data.slicers[{cut}]", fault, f"{MOST_BLOCKS} or fewer", fix)
             found += [Block(sample, cut, number, names[cut]) for number in range(len(grid))]
     return found
 
