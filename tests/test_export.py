@@ -154,3 +154,30 @@ def test_a_network_of_arrays_takes_them_as_they_are(tmp_path: Path, python: Pyth
     assert np.abs(run(tmp_path / "out/model.onnx", images) - expected).max() < 1e-5
     with pytest.raises(InputError, match="trained on arrays"):
         model.predict(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_a_network_of_one_size_says_so(tmp_path: Path, python: Python) -> None:
+    for kind in ("a", "b"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for index in range(3):
+            pixels = np.full((10, 12), 200 if kind == "a" else 20, np.uint8)
+            Image.fromarray(pixels + index).save(tmp_path / "data" / kind / f"{index}.png")
+    layers = [
+        {"class_name": "Flatten", "config": {"name": "f", "batch_input_shape": [None, 10, 12, 1]}},
+        {"class_name": "Dense", "config": {"name": "d", "units": 2, "activation": "softmax"}},
+    ]
+    content = {
+        "layers": layers,
+        "checkpoints": {"save": "model"},
+        "data": {"input_type": "images", "target_type": "labels", "input_path": "data"},
+        "optimizer": {"type": "Adam"},
+        "loss": {"function": "NLL"},
+    }
+    (tmp_path / "c.json").write_text(json.dumps({"neural_network": content}))
+    done = python("-m", "trainer", "--config=c.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert main([str(tmp_path / "model/best.pt"), "--out", str(tmp_path / "out")]) == 0
+    facts = json.loads((tmp_path / "out/model.json").read_text())
+    assert facts["input"]["size"] == [12, 10] and facts["output"]["classes"] == ["a", "b"]
+    found = run(tmp_path / "out/model.onnx", np.full((4, 1, 10, 12), 0.8, np.float32))
+    assert found.shape == (4, 2) and np.allclose(found.sum(axis=1), 1)

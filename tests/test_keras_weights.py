@@ -14,7 +14,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from tests.conftest import SIDE, Ended
 from tests.keras_reference import (
@@ -28,9 +27,8 @@ from tests.keras_reference import (
 from trainer.checkpoint import load_checkpoint
 from trainer.errors import InputError
 from trainer.networks.keras.graph import read_graph
-from trainer.networks.keras.layer import Parameter
 from trainer.networks.keras.module import KerasNetwork
-from trainer.networks.keras.weights_h5 import read_h5, state_of, torch_array
+from trainer.networks.keras.weights_h5 import keras_array, read_h5, state_of, torch_array
 
 Build = Callable[..., dict[str, Any]]
 Train = Callable[..., Ended]
@@ -145,13 +143,6 @@ def test_the_network_comes_with_a_whole_model(tmp_path: Path) -> None:
     network = read_h5(tmp_path / "w.h5")["network"]
     graph = read_graph(json.loads(network["keras"]), "x")
     assert graph.parameters == read_graph(volumes(), "x").parameters
-
-
-def keras_array(parameter: Parameter, array: NDArray[Any]) -> NDArray[Any]:
-    """torch's array of a parameter as Keras has it."""
-    order = [parameter.keras_shape[axis] for axis in parameter.axes]
-    back = sorted(range(len(order)), key=parameter.axes.__getitem__)
-    return np.ascontiguousarray(array.reshape(order).transpose(back))
 
 
 def test_arrays_go_there_and_back() -> None:

@@ -46,11 +46,11 @@ def description(model: Model) -> dict[str, Any]:
         "input": {
             "name": INPUT,
             "type": "float32",
-            "axes": ["batch", "channel", *AXES[-network.dimensions :]],
+            "axes": ["batch", "channel", *_axes(network.dimensions)],
             "channels": network.in_channels,
             "order": _order(model),
             "scaling": model.use.scaling,
-            "size": list(model.size) if model.size else None,
+            "size": _only_size(model),
             "multiple_of": network.divisor,
         },
         "output": {
@@ -61,6 +61,24 @@ def description(model: Model) -> dict[str, Any]:
             "decision": "above the threshold" if network.classes == 1 else "largest channel",
         },
     }
+
+
+def _axes(dimensions: int) -> tuple[str, ...]:
+    return AXES[len(AXES) - dimensions :]
+
+
+def _only_size(model: Model) -> list[int] | None:
+    """The size of the training ([width, height]), or that which the network alone takes; null: any.
+
+    Volumes have the order of their axes.
+    """
+    if model.size:
+        return list(model.size)
+    network = model.network.description
+    if network.keras is None or network.graph.divisor is not None:
+        return None
+    declared = [side for side in network.graph.input_shape[:-1] if side]
+    return declared[::-1] if network.dimensions == 2 else declared
 
 
 def _order(model: Model) -> str:
@@ -92,6 +110,8 @@ def _whole(model: Model) -> torch.nn.Module:
 def _sizes(model: Model) -> list[tuple[int, ...]]:
     """A small size and an odd one that the network takes, else the one of its training."""
     network = model.network.description
+    if network.dimensions == 0:
+        return [()]
     step = network.divisor
     small = 2 * step if step > 1 else 32
     odd = 3 * step if step > 1 else 45
@@ -103,9 +123,8 @@ def _sizes(model: Model) -> list[tuple[int, ...]]:
             taken.append(size)
     if len(taken) == len(sizes):
         return taken
-    own = tuple(reversed(model.size)) if model.size else ()
-    if not own and network.keras is not None:
-        own = tuple(side for side in network.graph.input_shape[:-1] if side)
+    own = tuple(_only_size(model) or ())
+    own = tuple(reversed(own)) if network.dimensions == 2 else own
     if len(own) != network.dimensions:
         raise InputError("network", f"{network.label} takes neither of {sizes}", "any size")
     return [own]
@@ -124,7 +143,7 @@ def to_onnx(model: Model) -> bytes:
     free = {0: "batch"}
     if len(sizes) > 1:
         dimensions = model.network.description.dimensions
-        free |= dict(enumerate(AXES[-dimensions:], start=2))
+        free |= dict(enumerate(_axes(dimensions), start=2))
     images = [torch.rand(2 + n, channels, *size) for n, size in enumerate(sizes)]
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

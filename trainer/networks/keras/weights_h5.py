@@ -30,6 +30,13 @@ def torch_array(parameter: Parameter, array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array.transpose(parameter.axes).reshape(parameter.shape))
 
 
+def keras_array(parameter: Parameter, array: NDArray[Any]) -> NDArray[Any]:
+    """The other way round."""
+    order = [parameter.keras_shape[axis] for axis in parameter.axes]
+    back = sorted(range(len(order)), key=parameter.axes.__getitem__)
+    return np.ascontiguousarray(array.reshape(order).transpose(back))
+
+
 def read_h5(path: Path) -> dict[str, Any]:
     """{"keras": {layer: {name of a weight: array as Keras lays it out}}}, and "network" with the
     network file's text where the file has it. Raises InputError for another kind of file."""
