@@ -301,8 +301,14 @@ def test_two_weights_of_one_output_weigh_background_and_foreground() -> None:
     logits, target = torch.from_numpy(LOGITS), torch.from_numpy(TARGET).round()
     each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     w = torch.where(target == 1, 3.0, 0.5)
+    expected = float((each * w).sum() / w.sum())
     found = value(logits, target, "sigmoid", function="focal", gamma=0.0, weight=[0.5, 3.0])
-    assert found == pytest.approx(float((each * w).sum() / w.sum()), rel=1e-5)
+    assert found == pytest.approx(expected, rel=1e-5)
+    found = value(logits, target, "sigmoid", function="bce", weight=[0.5, 3.0])
+    assert found == pytest.approx(expected, rel=1e-5)
+    found = value(logits, target, "sigmoid", function="mse", weight=[0.5, 3.0])
+    squares = (logits.sigmoid() - target) ** 2
+    assert found == pytest.approx(float((squares * w).sum() / w.sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 2.0])

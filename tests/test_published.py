@@ -425,3 +425,41 @@ def test_normalised_masks_are_class_numbers_at_both_sizes(
     assert float(last.split("Accuracy: ")[1]) > 0.95, printed
     told = re.search(r"Foreground Dice: (\d\.\d+)", lines(printed, "Foreground Dice")[-1])
     assert told and float(told[1]) > 0.9
+
+
+def rows() -> list[dict[str, Any]]:
+    first = {"batch_input_shape": [None, 16, 16, 1], "filters": 2, "kernel_size": 1}
+    return [layer("Conv2D", "a", **first), layer("Reshape", "b", target_shape=[256, 2])]
+
+
+SHRINKS = layer("MaxPooling2D", "p", pool_size=2)
+UNFIT: list[tuple[list[dict[str, Any]], str, str]] = [
+    (rows(), "masks", "gives an output of 1 axes, the targets have 2"),
+    ([*two_classes()["layers"], SHRINKS], "masks", "gives 8 x 8 for 16 x 16"),
+    ([*two_classes()["layers"], *head("d")], "masks", "the targets are masks"),
+    (two_classes()["layers"], "labels", "the targets are classes of whole samples"),
+]
+
+
+@pytest.mark.parametrize(("layers", "targets", "words"), UNFIT)
+def test_an_output_that_does_not_fit_the_targets_is_told(
+    python: Python, tmp_path: Path, layers: list[dict[str, Any]], targets: str, words: str
+) -> None:
+    masks_of(tmp_path, foreground=1)
+    content = two_classes(function="NLL") | {"layers": layers}
+    if targets == "labels":
+        for key in ("input_path", "test_input_path"):
+            content["data"][key] = "pairs"
+        content["data"] |= {"type": None, "input_type": "images", "target_type": "labels"}
+    del content["loss"]["source"]
+    (tmp_path / "c.json").write_text(json.dumps({"neural_network": content}))
+    done = python("-m", "trainer", "--config=c.json", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert words in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("ignored", [-100, -1, 300])
+def test_an_ignored_value_that_no_image_has(python: Python, tmp_path: Path, ignored: int) -> None:
+    masks_of(tmp_path, foreground=1)
+    content = two_classes(function="NLL", ignore_index=ignored) | {"num_epochs": 1}
+    go(python, tmp_path, content)

@@ -33,8 +33,8 @@ LAYERS: list[dict[str, Any]] = [
         "config": {"name": "end", "filters": 4, "kernel_size": 1, "activation": "log_softmax"},
     },
 ]
-SIZE = (1024, 1024, 256)
-"""With 8 bytes a voxel: 2.1 GB."""
+SIZE = (2048, 1024, 256)
+"""With 4 bytes a voxel: 2.1 GB."""
 
 
 def write_volume(folder: Path, part: str, shape: tuple[int, ...], kind: str) -> None:
@@ -69,7 +69,7 @@ def run(folder: Path, name: str, content: dict[str, Any]) -> str:
 
 def test_a_volume_that_no_memory_holds(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    write_volume(tmp_path / "data", "train", SIZE, "f8")
+    write_volume(tmp_path / "data", "train", SIZE, "f4")
     write_volume(tmp_path / "data", "test", (78, 590, 1006), "f4")
     slicer = {"sizes": [64, 64, 256], "strides": [64, 64, 17], "discard_remainders": True}
     training = {
@@ -80,7 +80,7 @@ def test_a_volume_that_no_memory_holds(tmp_path: Path) -> None:
             "type": "hdf5",
             "input_path": "./data/input3D_train.h5",
             "target_path": "./data/target3D_train.h5",
-            "batch_size": 2,
+            "batch_size": 4,
             "preload": True,
             "slicers": [{"name": "samples", **slicer}],
         },
@@ -88,8 +88,8 @@ def test_a_volume_that_no_memory_holds(tmp_path: Path) -> None:
         "loss": {"function": "NLL"},
     }
     printed = run(tmp_path, "train.json", training)
-    assert "Full size: [1024, 1024, 256]" in printed
-    assert "Num samples (total)      : 256" in printed
+    assert "Full size: [2048, 1024, 256]" in printed
+    assert "Num samples (total)      : 512" in printed
     (tmp_path / "data/input3D_train.h5").unlink()
     inference = {
         "checkpoints": {"load": "./model/model_checkpoint_1.pt"},

@@ -107,8 +107,9 @@ def binary(
 ) -> Tensor:
     """BCE of each class against the rest, mean over pixels and classes; see `bce`.
 
-    Of a softmax, log(1 - p) comes from log p. A class without targets gives -log(1 - p).
+    A class without targets gives -log(1 - p). Of a softmax, `weight` weighs a pixel by its class.
     """
+    counted, w = _by_target(t, counted, reading, w)
     hit, miss = cross_entropies(logits, reading)
     t = t.float()
     return _mean_counted(t * hit + (1 - t) * miss, counted, w)
@@ -119,9 +120,22 @@ def squares(
 ) -> Tensor:
     """Mean squared error (p - t)², mean over pixels and outputs (Brier 1950 of probabilities).
 
-    Of a network that ends in nothing, p is its output as it is. An empty target gives p².
+    Of a network that ends in nothing, p is its output as it is. An empty target gives p². Of a
+    softmax, `weight` weighs a pixel by its class.
     """
+    counted, w = _by_target(t, counted, reading, w)
     return _mean_counted((probabilities(logits, reading) - t.float()) ** 2, counted, w)
+
+
+def _by_target(
+    t: Tensor, counted: Tensor | None, reading: Reading, w: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The weight of each pixel's own class as part of what counts, where classes exclude each
+    other: there a weight of the columns would weigh what is in all of them."""
+    if w is None or reading != "softmax":
+        return counted, w
+    weights = (t * _as_column(w, t)).sum(dim=1, keepdim=True)
+    return weights if counted is None else counted * weights, None
 
 
 def _mean_counted(values: Tensor, counted: Tensor | None, weight: Tensor | None) -> Tensor:

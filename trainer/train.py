@@ -27,6 +27,7 @@ from trainer.checkpoint import (
 from trainer.config import Config
 from trainer.console import Console
 from trainer.data.array_set import ArraySet
+from trainer.data.arrays import Block
 from trainer.data.cache import ImageSet
 from trainer.data.order import batch_seed, shuffled_batches
 from trainer.data.samples import Item, Samples
@@ -277,10 +278,22 @@ def _started_from(config: Config, weights: Path | None, filled: float) -> str:
     return f"encoder from {weights.name} (sha256 {sha256(weights)[:12]}), the rest random"
 
 
+def has_truth(items: Sequence[Item]) -> bool:
+    """Whether the samples of a part have targets."""
+    first = items[0]
+    if isinstance(first, Block):
+        return first.whole.target is not None or first.whole.label is not None
+    return bool(first.masks) or first.label is not None
+
+
 def _images(items: Sequence[Item], usage: Usage, work: Work) -> ImageSet | ArraySet | None:
     if not items:
         return None
+    if has_truth(items):
+        usage.check_targets()
     samples = usage.open(items)
+    if has_truth(items):
+        usage.check_output(samples.shape[1:])
     if usage.size is None and isinstance(samples, ImageSet):
         height, width = samples.own_size(0)
         check_size(usage.network, (width, height), f"{samples.pairs[0].image}, without a resize")

@@ -64,6 +64,31 @@ class Usage:
             self.shares,
         )
 
+    def check_targets(self) -> None:
+        """Raises InputError where the network's output is of another kind than the targets."""
+        axes, target = self.network.output_axes, self.data.kinds[1]
+        if self.aim.task == "labels" and target == "images":
+            found = "gives a number a class for the whole image, the targets are masks"
+            raise InputError(self.source, found, 'a network of images, or target_type "labels"')
+        if self.aim.task == "labels" and axes:
+            found = "gives an image, the targets are classes of whole samples"
+            raise InputError(self.source, found, "a network that ends in a number a class")
+        if self.aim.task != "labels" and axes != self.network.dimensions:
+            found = f"gives an output of {axes} axes, the targets have {self.network.dimensions}"
+            raise InputError(self.source, found, "a network whose output is like its input")
+
+    def check_output(self, size: tuple[int, ...]) -> None:
+        """Raises InputError where the output for samples of `size` (height, width), or of any
+        axes, is not as large as the targets."""
+        if self.aim.task == "labels" or self.network.keras is None:
+            return
+        graph = self.network.graph
+        found = graph.shapes(size)[graph.nodes[-1].name][:-1]
+        if found != size:
+            sizes = [" x ".join(map(str, one)) for one in (found, size)]
+            told = f"gives {sizes[0]} for {sizes[1]}, the size of the targets"
+            raise InputError(self.source, told, "an output as large as the input")
+
     def transform(self) -> BatchTransform:
         """What is done to their batches."""
         return BatchTransform(self.data, self.aim.task, self.order)
@@ -145,7 +170,8 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any], known: Us
     task = task_of(data, network.classes, network.output_axes, loss, parts.target_shape)
     names = parts.class_names or tuple(known.class_names)
     if task == "classes" and masks is None and network.classes <= MOST_CLASSES:
-        masks = _numbered(network.classes, ignored, data)
+        stored = ignored if ignored in range(256) else None  # others are in no image
+        masks = _numbered(network.classes, stored, data)
     if task in ("foreground", "classes") and data.kinds[0] == "images":
         outputs = masks.outputs if masks else 1
         if network.classes != outputs:
