@@ -118,6 +118,11 @@ def _check_keras(content: Any, settings: Settings, dataset: Dataset) -> None:
     if not graph.is_image:
         found = f"its output is no image: {network.classes} values"
         raise InputError(where, found, "a network that segments")
+    size = (settings.image_size,) * 2
+    given = graph.shapes(size)[graph.nodes[-1].name][:-1]
+    if given != size:
+        found = f"its output is {given[0]}x{given[1]} pixels for {size[0]}x{size[1]}"
+        raise InputError(where, found, "an output as large as the input")
     if network.classes != dataset.masks.outputs:
         found = f"its output has {network.classes} channels, "
         found += f"the masks have {', '.join(dataset.masks.names)}"

@@ -148,6 +148,7 @@ def test_an_unknown_key_names_the_nearest(sections: Any, where: str, hint: str) 
         ({"data": {"transforms": [{"convert_color": "BGR2RBG"}]}}, "did you mean 'BGR2RGB'?"),
         ({"data": {"transforms": [{"random_patches": {"number": 1}}]}}, "random_patches.size"),
         ({"loss": {"weight": [0.0, 0.0]}}, "no class counts"),
+        ({"data": {"transforms": [{"normalize": {"std": 0.0}}]}}, "std is 0; accepted: above 0"),
         ({"data": {"transforms": [{}]}}, "a transform is an object with one key"),
         ({"data": {"transforms": [{"resize": [8]}]}}, "at least 2 items"),
         ({"data": {"transforms": [{"resize": [8, 0]}]}}, "greater than 0, found 0"),

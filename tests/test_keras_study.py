@@ -48,7 +48,8 @@ def study(here: Path, content: Any, *more: str) -> subprocess.CompletedProcess[s
 
 
 def test_a_study_with_a_keras_file(tmp_path: Path) -> None:
-    ended = study(tmp_path, network())
+    as_keras_3_writes_it = network() | {"module": "keras", "registered_name": "Functional"}
+    ended = study(tmp_path, as_keras_3_writes_it)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     model = load_model(tmp_path / "best_model")
     assert model.network.description.label == "tiny"
@@ -82,3 +83,12 @@ def test_a_keras_file_that_does_not_fit_the_study(
     ended = study(tmp_path, content, *more)
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert told in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_an_output_of_another_size_is_told_before_a_trial(tmp_path: Path) -> None:
+    content = network()
+    content["config"]["layers"].append(layer("half", "MaxPooling2D", "end"))
+    content["config"]["output_layers"] = [["half", 0, 0]]
+    ended = study(tmp_path, content)
+    assert ended.returncode == 2
+    assert "its output is 8x8 pixels for 16x16" in " ".join(ended.stderr.split())

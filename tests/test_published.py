@@ -463,3 +463,31 @@ def test_an_ignored_value_that_no_image_has(python: Python, tmp_path: Path, igno
     masks_of(tmp_path, foreground=1)
     content = two_classes(function="NLL", ignore_index=ignored) | {"num_epochs": 1}
     go(python, tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("key", "section"),
+    [
+        ("checkpoints.save", {"checkpoints": {"save": "/proc/none"}}),
+        ("outfile", {"outfile": "/proc/none/out.txt"}),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_told(
+    python: Python, tmp_path: Path, key: str, section: dict[str, Any]
+) -> None:
+    masks_of(tmp_path, foreground=1)
+    content = two_classes(function="NLL") | section
+    (tmp_path / "c.json").write_text(json.dumps({"neural_network": content}))
+    done = python("-m", "trainer", "--config=c.json", cwd=tmp_path)
+    assert done.returncode == 2 and f"Error: {key}: the folder '/proc/none'" in done.stderr
+
+
+def test_an_evaluation_that_is_not_a_number_ends_the_run(python: Python, tmp_path: Path) -> None:
+    masks_of(tmp_path, foreground=1)
+    content = two_classes(function="NLL") | {"num_epochs": 1, "checkpoints": {"save": "model"}}
+    content["data"]["batch_size"] = 8  # one step, whose own loss is before it
+    content["optimizer"] = {"type": "SGD", "learning_rate": 1e38}
+    (tmp_path / "c.json").write_text(json.dumps({"neural_network": content}))
+    done = python("-m", "trainer", "--config=c.json", cwd=tmp_path)
+    assert done.returncode == 4 and "the evaluation's loss is" in done.stderr, done.stderr
+    assert not list((tmp_path / "model").glob("*.pt"))

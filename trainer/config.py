@@ -117,6 +117,15 @@ def _conversion(name: str) -> str:
     raise ValueError(f"unknown name '{name}'{hint}; accepted: {', '.join(COLOUR_CONVERSIONS)}")
 
 
+def _above_zero(scale: dict[str, float]) -> dict[str, float]:
+    if not scale.get("std", 1.0) > 0:
+        raise ValueError(f"std is {scale['std']:g}; accepted: above 0")
+    return scale
+
+
+Normalization = Annotated[dict[Literal["mean", "std"], float], AfterValidator(_above_zero)]
+
+
 class RandomPatches(Section):
     """Squares that are cut out of the input; the target is what was cut out, on black."""
 
@@ -156,7 +165,7 @@ class Transform(Section):
         description="Name of OpenCV's conversion, like BGR2RGB; inputs only. Colours are in "
         "OpenCV's order, BGR, until converted; a network file of ours gets RGB unasked.",
     )
-    normalize: dict[Literal["mean", "std"], float] | None = Field(
+    normalize: Normalization | None = Field(
         None, description="(x - mean) / std on values in [0, 1]; mean 0 and std 1 if left out."
     )
     random_patches: RandomPatches | None = Field(

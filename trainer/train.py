@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -41,7 +42,7 @@ from trainer.device import (
     peak_memory_bytes,
     placed,
 )
-from trainer.errors import NotANumber, Stopped
+from trainer.errors import InputError, NotANumber, Stopped
 from trainer.evaluate import Evaluation, OwnSizeMasks, as_result, evaluate
 from trainer.events import SCHEMA_VERSION, EventLog
 from trainer.losses import LossFunction
@@ -108,6 +109,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
 
     # ---- data ----
     parts, usage = open_run(config)
+    make_folders(config)
 
     # ---- network ----
     torch.manual_seed(parts.seed)
@@ -211,6 +213,8 @@ def run(config: Config, this: Run) -> dict[str, Any]:
             scored = Evaluation(None, [])
             if evaluation:
                 scored = _evaluate(work, evaluation, masks, epoch)
+            if scored.loss is not None and not math.isfinite(scored.loss):
+                raise NotANumber(f"the evaluation's loss is {scored.loss} at epoch {epoch}")
             scores = as_result(scored, parts.evaluated_on) if scored.scores else {}
             if scores:
                 logs.test(epoch, scored.loss, scores["accuracy"])
@@ -276,6 +280,27 @@ def _started_from(config: Config, weights: Path | None, filled: float) -> str:
     if weights is None:
         return "random"
     return f"encoder from {weights.name} (sha256 {sha256(weights)[:12]}), the rest random"
+
+
+def make_folders(config: Config) -> None:
+    """Makes the folders that results go into; raises InputError for one that cannot be."""
+    data = config.data
+    folders = {"checkpoints.save": config.checkpoints.save if config.trains else None}
+    if config.trains and config.outfile:
+        folders["outfile"] = str(Path(config.outfile).parent)
+    if data.test_input_path or data.split:
+        folders["data.test_output_path"] = data.test_output_path
+        if data.hdf5_outfile:
+            folders["data.hdf5_outfile"] = str(Path(data.hdf5_outfile).parent)
+    for key, folder in folders.items():
+        try:
+            if folder is not None:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            found = f"the folder '{folder}' cannot be made ({error.strerror})"
+            raise InputError(key, found, "a folder that can be written to") from None
 
 
 def has_truth(items: Sequence[Item]) -> bool:

@@ -278,6 +278,8 @@ def module_file(content: Any, layers: Path) -> Path | None:
 
     Raises InputError where it is not there.
     """
+    if is_keras(content):  # Keras 3 writes where its own classes come from
+        return None
     named = content.get("module") if isinstance(content, dict) else None
     if named is None:
         return None
