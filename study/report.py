@@ -258,6 +258,8 @@ def _warnings(
     settings: Settings, split: Split, best: TrialRecord, scores: list[ImageScore]
 ) -> list[tuple[str, str]]:
     edge = edge_of_range(best.lr, settings.lr_min, settings.lr_max)
+    if best.optimizer == "hessian":
+        edge = "no: hessian finds its own step"
     last = "no"
     if best.epoch_max_acc == settings.num_epochs:
         last = f"yes: more epochs may help, like --num-epochs {2 * settings.num_epochs}"

@@ -160,7 +160,7 @@ def test_another_shape_is_skipped_and_nothing_at_all_is_refused(
     other = tmp_path / "other.pt"
     save_checkpoint(other, {"state": {"x": torch.ones(1)}})
     ended = train(configuration(checkpoints={"load": str(other)}), "other")
-    assert ended.code == 2 and "fills 0.0% of the network's parameters" in ended.err
+    assert ended.code == 2 and "fills none of the network's parameters" in ended.err
 
 
 def test_bare_safetensors_load_with_a_network_file(

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from trainer.usage import Usage
 
 FORMAT = 1
-LEAST_FILLED = 0.1
-"""A file to start from must fill this share of a network, else it is another network's."""
+LITTLE_FILLED = 0.1
+"""A file that fills a smaller share of a network may be another one's, which is told."""
 
 LAST = "last.pt"
 LAST_CHECKPOINT_SECONDS = 60.0
@@ -169,13 +169,15 @@ def load_weights(
         console.line(f"   {line}")
     filled = sum(p.numel() for n, p in module.named_parameters() if fits(n))
     share = filled / max(1, sum(p.numel() for p in module.parameters()))
-    if share < LEAST_FILLED:
+    if filled == 0:
         raise InputError(
             source,
-            f"fills {share:.1%} of the network's parameters",
-            f"at least {LEAST_FILLED:.0%}",
+            "fills none of the network's parameters",
+            "weights of a network that has layers of the same names",
             "give a file that was made with this network, or leave it out",
         )
+    if share < LITTLE_FILLED:
+        console.line(f"WARNING: {source} fills {share:.1%} of the network's parameters")
     return share
 
 

@@ -146,6 +146,9 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     for note in parts.notes:
         console.line(note)
     print_data(config, usage, parts, console)
+    if parts.class_names and len(parts.class_names) < usage.network.classes:
+        told = f"{usage.network.classes} outputs for {len(parts.class_names)} classes"
+        console.line(f"WARNING: the network has {told}")
     if device.type == "cuda":
         console.line("*** CUDA available! Will train on GPU ***")
     this.events.write(
