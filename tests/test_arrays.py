@@ -494,3 +494,22 @@ def test_a_label_beyond_the_classes_is_told(tmp_path: Path) -> None:
     samples = opened(configured(inputs, targets), 1, 2, task="labels", outputs=3)
     with pytest.raises(InputError, match="holds 3 for b"):
         samples.batch(torch.arange(2))
+
+
+def test_a_dataset_that_is_kept_in_another_file(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(64))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("x", (8, 8), "u1", external=[(tmp_path / "secret", 0, 64)])
+    with pytest.raises(InputError, match="keeps its values in other files"):
+        list_arrays(tmp_path / "x.h5", "hdf5")
+
+
+def test_a_packed_volume_larger_than_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "x.npz", a=values(8, 8))
+    config = configured(tmp_path / "x.npz", None, "numpy", slicers=[{"sizes": [4, 4]}])
+    samples = opened(config, 1, 2)
+    monkeypatch.setattr(array_set, "free_memory_bytes", lambda: 300)
+    with pytest.raises(InputError, match="too large for the memory"):
+        samples.preload(1)

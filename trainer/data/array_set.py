@@ -174,6 +174,11 @@ class ArraySet:
         arrays = self._arrays()
         sizes = [math.prod(one.shape) * np.dtype(memory_type(one)).itemsize for one in arrays]
         if sum(sizes) > SHARE_OF_FREE_MEMORY * free_memory_bytes():
+            packed = next((one for one in arrays if one.path.suffix.lower() == ".npz"), None)
+            if packed and self._data.slicers:
+                told = f"is too large for the memory ({sum(sizes) / 1e9:.1f} GB with the others)"
+                fix = "save it as .npy or .h5"
+                raise InputError(packed.where, told, "what can be read block by block", fix)
             return
 
         def read(array: Array) -> Tensor | None:

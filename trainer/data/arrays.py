@@ -151,6 +151,9 @@ def _arrays_of(file: Path, name: str, alone: bool) -> list[Array]:
 
                 def visit(key: str, one: Any) -> None:
                     if isinstance(one, h5py.Dataset):
+                        if one.external or one.is_virtual:  # may be any file of this machine
+                            fault = "keeps its values in other files"
+                            raise InputError(f"{file}, {key}", fault, "values of its own")
                         found.append((key, one.shape or (), one.dtype))
 
                 opened.visititems(visit)
