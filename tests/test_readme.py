@@ -73,7 +73,7 @@ LEAVES = {
 }
 GONE = {
     # a command: what there must not be after it
-    "rm -rf runs": ["runs", "rml_study.db", "list_acc.json", "predictions", "new"],
+    "rm -rf runs": ["runs", "rml_study.db", "list_acc.json", "predictions", "new", "exported"],
     "find best_model": ["best_model/best_model_file.pt", "best_model/best_model.json"],
     "make clean": [".venv", "demo"],
 }
