@@ -19,6 +19,7 @@ from PIL import Image
 
 from tests.test_trainer import EVAL_LINE, STAMP, TRAIN_LINE, lines
 
+pytestmark = pytest.mark.slow
 Python = Callable[..., Any]
 
 SMOKE_LAYERS: list[dict[str, Any]] = [
