@@ -241,6 +241,12 @@ def test_one_object_neural_network(content: Any) -> None:
     assert "no object 'neural_network'" in refusal(content)
 
 
+def test_half_a_character_is_refused() -> None:
+    assert r"c.json: holds '\ud800', which is no character" in refusal(
+        trial(loss={"function": "\ud800"})
+    )
+
+
 def test_nothing_stands_beside_neural_network() -> None:
     assert "unknown key 'optimizer'" in refusal({**trial(), "optimizer": {}})
 

@@ -643,6 +643,9 @@ def parse_config(content: Any, path: str = "configuration") -> Config:
         config = Config.model_validate(content["neural_network"])
     except ValidationError as error:
         raise _explained(path, error) from None
+    except UnicodeEncodeError as error:  # half of a pair of surrogates, which no text has
+        found = f"holds {error.object[error.start : error.end]!a}, which is no character"
+        raise InputError(path, found, "text", "remove it") from None
     _check_phases(config, path)
     return config
 
