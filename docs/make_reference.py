@@ -1,4 +1,4 @@
-"""Prints docs/configuration.md from the descriptions beside the fields of trainer/config.py.
+"""Prints docs/configuration.md from the descriptions beside the fields of trainer/config/.
 
 python docs/make_reference.py > docs/configuration.md        (a test compares them)
 """

@@ -1,0 +1,230 @@
+"""The configuration language: one JSON object `neural_network`, read and checked before any work.
+
+Every key stands in this package beside its default and its meaning. A key that is known but that a
+run does not use passes; an unknown key is an error that names the nearest known one. Paths are
+resolved against the working directory. Torch-free: the driver renders what the trainer reads.
+
+    config = load_config("config.json")
+    config.optimizer.learning_rate
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from trainer.config.data import Data, Slicer, Transform
+from trainer.config.learning import (
+    LOSS_FIELDS,
+    LOSSES,
+    LOSSES_OF_CLASSES,
+    LOSSES_OF_FOREGROUND,
+    ONE,
+    OPTIMIZER_FIELDS,
+    OPTIMIZERS,
+    SCHEDULE_FIELDS,
+    SCHEDULES,
+    SEVERAL,
+    LearningRateSchedule,
+    Loss,
+    Optimizer,
+)
+from trainer.config.section import Section, known_name
+from trainer.errors import InputError, joined, nearest
+
+__all__ = [
+    "COLOUR_CONVERSIONS",
+    "LOSSES",
+    "LOSSES_OF_CLASSES",
+    "LOSSES_OF_FOREGROUND",
+    "LOSS_FIELDS",
+    "OPTIMIZERS",
+    "OPTIMIZER_FIELDS",
+    "SCHEDULES",
+    "SCHEDULE_FIELDS",
+    "Checkpoints",
+    "Config",
+    "Data",
+    "LearningRateSchedule",
+    "Loss",
+    "Optimizer",
+    "RandomPatches",
+    "Section",
+    "Slicer",
+    "Transform",
+    "known_name",
+    "load_config",
+    "parse_config",
+    "read_json",
+]
+
+
+class Checkpoints(Section):
+    """What is written while training, and what training or prediction starts from."""
+
+    save: str | None = Field(
+        None, description="Folder for model_checkpoint_<epoch>.pt, best.pt and last.pt."
+    )
+    interval: int = Field(1, ge=1, description="Epochs between two model_checkpoint files.")
+    load: str | None = Field(
+        None, description="Weights to start from (.pt, .safetensors, .h5 of Keras); by name."
+    )
+
+
+class Config(Section):
+    """Everything that one run of the trainer does."""
+
+    outfile: str | None = Field(
+        None, description="Text logs <stem>_train<ext> and <stem>_test<ext>; left out, none."
+    )
+    num_epochs: int = Field(1, ge=1, description="Epochs of this run.")
+    layers: str | list[dict[str, Any]] | None = Field(
+        None,
+        description="Network file, ours or a Keras model as JSON, or its layers as a list; without "
+        "training the checkpoint knows it.",
+    )
+    debug: bool = Field(False, description="Accepted; unused.")
+    debug_interval: int | None = Field(None, description="Accepted; unused.")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**63,
+        description="Weights, order, augmentation; else the split's seed, else 0. Ours.",
+    )
+    deterministic: bool = Field(False, description="Repeatable on a GPU too, slower. Ours.")
+    checkpoints: Checkpoints = Field(Checkpoints(), description="Weights in and out.")
+    data: Data = Field(description="Images and masks.")
+    optimizer: Optimizer | None = Field(None, description="Needed for training.")
+    loss: Loss | None = Field(None, description="Needed for training.")
+
+    @property
+    def trains(self) -> bool:
+        """Whether this run has a training phase."""
+        return self.data.input_path is not None
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """A JSON file; a syntax error or a key that stands twice in one object is an InputError."""
+    path = Path(path)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in content:
+                found = f"the key '{key}' stands twice"
+                raise InputError(str(path), found, "each key once", "delete one")
+            content[key] = value
+        return content
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(str(path), f"no such {what}", "a JSON file", "check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(str(path), f"the {what} cannot be read ({error})", "a JSON file") from None
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}, line {error.lineno}, column {error.colno}",
+            f"the {what} is not JSON ({error.msg})",
+            "a JSON object",
+            "look for a missing comma, bracket or quote just before that place",
+        ) from None
+    except (RecursionError, ValueError) as error:
+        told = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+        raise InputError(str(path), f"the {what} cannot be read: {told}", "a JSON object") from None
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """The keys of the section in which the (unknown) last part of `location` stands."""
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        if not isinstance(part, str) or part not in model.model_fields:
+            continue
+        found = _section_of(model.model_fields[part].annotation)
+        if found is not None:
+            model = found
+    return list(model.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if (found := _section_of(argument)) is not None:
+            return found
+    return None
+
+
+def _explained(path: str, error: ValidationError) -> InputError:
+    """pydantic's findings as one InputError, each with the key's full name."""
+    faults = []
+    for finding in error.errors():
+        location = tuple(part for part in finding["loc"] if part not in (ONE, SEVERAL))
+        dotted = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
+        where = f"{path}, {dotted}" if dotted else path
+        if finding["type"] == "extra_forbidden":
+            keys = _known_keys(location)
+            name = str(location[-1])
+            faults.append(InputError(where, f"unknown key '{name}'{nearest(name, keys)}"))
+        elif finding["type"] == "missing":
+            faults.append(InputError(where, "this key is missing"))
+        else:
+            message = finding["msg"].removeprefix("Value error, ")
+            given = "" if finding["type"] == "value_error" else f", found {finding['input']!r}"
+            faults.append(InputError(where, message + given))
+    return joined(faults, path)
+
+
+def parse_config(content: Any, path: str = "configuration") -> Config:
+    """A checked configuration from parsed JSON; `path` names it in messages.
+
+    Raises InputError for everything that the language does not allow, and for sections that a
+    run needs but that are not there.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get("neural_network"), dict):
+        raise InputError(path, "no object 'neural_network'", '{"neural_network": {…}}')
+    extra = [key for key in content if key != "neural_network"]
+    if extra:
+        raise InputError(path, f"unknown key '{extra[0]}' beside 'neural_network'")
+    try:
+        config = Config.model_validate(content["neural_network"])
+    except ValidationError as error:
+        raise _explained(path, error) from None
+    except UnicodeEncodeError as error:  # half of a pair of surrogates, which no text has
+        found = f"holds {error.object[error.start : error.end]!a}, which is no character"
+        raise InputError(path, found, "text", "remove it") from None
+    _check_phases(config, path)
+    return config
+
+
+def _check_phases(config: Config, path: str) -> None:
+    data = config.data
+    if not config.trains and data.test_input_path is None:
+        raise InputError(
+            f"{path}, data", "neither input_path nor test_input_path", "at least one of them"
+        )
+    if config.trains:
+        needed = {"layers": config.layers, "optimizer": config.optimizer, "loss": config.loss}
+        missing = [key for key, value in needed.items() if value is None]
+        named = data.kinds[1] == "labels"  # targets are in the names of folders, or beside
+        missing += ["data.target_path"] if data.target_path is None and not named else []
+        if missing:
+            raise InputError(
+                path, f"training needs {', '.join(missing)}", fix="add what is missing"
+            )
+    elif config.checkpoints.load is None:
+        raise InputError(
+            f"{path}, checkpoints.load",
+            "nothing is trained and no checkpoint is loaded",
+            "a checkpoint to evaluate, or data.input_path to train",
+        )
+
+
+def load_config(path: str | Path) -> Config:
+    """The checked configuration in the file at `path`; raises InputError."""
+    return parse_config(read_json(path, "configuration"), str(path))
