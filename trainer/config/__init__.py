@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from trainer.config.data import Data, Slicer, Transform
+from trainer.config.data import COLOUR_CONVERSIONS, Data, RandomPatches, Slicer, Transform
 from trainer.config.learning import (
     LOSS_FIELDS,
     LOSSES,
