@@ -33,6 +33,8 @@ from trainer.data.cache import ImageSet
 from trainer.data.order import batch_seed, shuffled_batches
 from trainer.data.samples import Item, Samples
 from trainer.data.transforms import BatchTransform
+from trainer.data.volumes.augment import VolumeTransform
+from trainer.data.volumes.volume_file import Case
 from trainer.device import (
     autocast,
     device_label,
@@ -98,7 +100,7 @@ class Work:
     usage: Usage
     network: SegmentationNetwork
     device: torch.device
-    transform: BatchTransform
+    transform: BatchTransform | VolumeTransform
     loss: LossFunction | None
 
 
@@ -309,6 +311,8 @@ def make_folders(config: Config) -> None:
 def has_truth(items: Sequence[Item]) -> bool:
     """Whether the samples of a part have targets."""
     first = items[0]
+    if isinstance(first, Case):
+        return first.has_label
     if isinstance(first, Block):
         return first.whole.target is not None or first.whole.label is not None
     return bool(first.masks) or first.label is not None
