@@ -104,7 +104,9 @@ class Grid:
         return bool(apart <= 0.01 * min(self.spacing_mm))
 
 
-def _affine(columns: Sequence[NDArray[np.float64]], origin: NDArray[np.float64]) -> NDArray:
+def _affine(
+    columns: Sequence[NDArray[np.float64]], origin: NDArray[np.float64]
+) -> NDArray[np.float64]:
     affine = np.eye(4)
     affine[:3, :3] = np.stack(columns, axis=1)
     affine[:3, 3] = origin
@@ -120,7 +122,7 @@ class _Line:
     start: float
 
     def positions(self, count: int) -> NDArray[np.float64]:
-        return self.start + self.step * np.arange(count)
+        return self.start + self.step * np.arange(count, dtype=np.float64)
 
 
 def _lines(source: Grid, target: Grid) -> list[_Line]:

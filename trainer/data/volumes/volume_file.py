@@ -14,6 +14,8 @@
     /<case>/locations        (n, 4) int32: class, d, h, w of up to 1000 voxels of each class
     /<case>/components       (n, 7) int32: class, start (d, h, w), end (d, h, w) of the two parts of
                              each class whose boxes are largest, connected over faces
+
+Axes D, H, W are those of `Case.grid`.
 """
 
 from __future__ import annotations
@@ -179,9 +181,7 @@ def _case(group: Any, name: str, path: Path, header: Header) -> Case:
     return Case(
         name,
         Grid(tuple(map(int, image.shape[1:])), np.asarray(attrs["affine"], float)),
-        Grid(
-            tuple(map(int, attrs["original_shape"])), np.asarray(attrs["original_affine"], float)
-        ),
+        Grid(tuple(map(int, attrs["original_shape"])), np.asarray(attrs["original_affine"], float)),
         str(attrs["patient"]),
         str(attrs["source"]),
         path,
