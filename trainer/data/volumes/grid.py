@@ -122,7 +122,7 @@ class _Line:
     start: float
 
     def positions(self, count: int) -> NDArray[np.float64]:
-        return np.asarray(self.start + self.step * np.arange(count), float)
+        return self.start + self.step * np.arange(count, dtype=np.float64)
 
 
 def _lines(source: Grid, target: Grid) -> list[_Line]:

@@ -1,19 +1,21 @@
 """The file of prepared volumes: HDF5, a group a case. Torch-free.
 
-with VolumeWriter(path, header) as out:
-    out.add(Case(...), image, label)
-volumes = open_volumes(path)                    # a file, or a folder of such files (shards)
-volumes.cases[0].image((slice(0, 48), slice(0, 64), slice(0, 48)))    # (C, 48, 64, 48)
+    with VolumeWriter(path, header) as out:
+        out.add(Case(...), image, label)
+    volumes = open_volumes(path)                    # a file, or a folder of such files (shards)
+    volumes.cases[0].image((slice(0, 48), slice(0, 64), slice(0, 48)))    # (C, 48, 64, 48)
 
-/                attributes: schema "rml-volumes", schema_version, header (JSON)
-/<case>          attributes: name, patient, source, spacing_mm (3,), affine (4, 4),
-                 original_shape (3,), original_affine (4, 4), voxels (classes,)
-/<case>/image    (C, D, H, W) float32, in chunks that suit random crops
-/<case>/label    (D, H, W) uint8, the number of the class; absent where there is no truth
-/<case>/original_label   the same on the scan's own grid, where that is another one
-/<case>/locations        (n, 4) int32: class, d, h, w of up to 1000 voxels of each class
-/<case>/components       (n, 7) int32: class, start (d, h, w), end (d, h, w) of the two parts of
-                         each class whose boxes are largest, connected over faces
+    /                attributes: schema "rml-volumes", schema_version, header (JSON)
+    /<case>          attributes: name, patient, source, spacing_mm (3,), affine (4, 4),
+                     original_shape (3,), original_affine (4, 4), voxels (classes,)
+    /<case>/image    (C, D, H, W) float32, in chunks that suit random crops
+    /<case>/label    (D, H, W) uint8, the number of the class; absent where there is no truth
+    /<case>/original_label   the same on the scan's own grid, where that is another one
+    /<case>/locations        (n, 4) int32: class, d, h, w of up to 1000 voxels of each class
+    /<case>/components       (n, 7) int32: class, start (d, h, w), end (d, h, w) of the two parts of
+                             each class whose boxes are largest, connected over faces
+
+Axes D, H, W are those of `Case.grid`.
 """
 
 from __future__ import annotations
