@@ -15,7 +15,7 @@ from trainer.config import (
     LOSSES_OF_CLASSES,
     LOSSES_OF_FOREGROUND,
     OPTIMIZERS,
-    SCHEDULES,
+    SCHEDULES_OF_STUDIES,
     known_name,
 )
 from trainer.data.labels import MaskClass
@@ -190,7 +190,8 @@ def check_schedules(text: str | None, on: bool) -> tuple[str, ...]:
             kinds.append("none")
             continue
         try:
-            kinds.append("+".join(known_name("lr_scheduler", name, SCHEDULES) for name in names))
+            known = [known_name("lr_scheduler", name, SCHEDULES_OF_STUDIES) for name in names]
+            kinds.append("+".join(known))
         except InputError as error:
             accepted = f"{error.accepted}, none; several with a plus, like warmup+exponential"
             raise InputError("--lr-scheduler-kind", error.found, accepted) from None

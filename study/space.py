@@ -81,10 +81,12 @@ def schedule_sections(kinds: str, settings: Settings) -> list[dict[str, Any]]:
             "milestones": sorted({max(1, epochs // 2), max(1, epochs * 3 // 4)}),
         },
         "warmup": {"num_epochs": max(1, epochs // 10), "start_factor": 0.1},
+        "polynomial": {"power": 0.9},
+        "cosine": {},
     }
-    names = {"exponential": "Exponential", "step": "Step", "multistep": "MultiStep"}
+    names = {"multistep": "MultiStep"}
     return [
-        {"type": names.get(kind, "Warmup"), **told[kind], "verbose": True}
+        {"type": names.get(kind, kind.capitalize()), **told[kind], "verbose": True}
         for kind in kinds.split("+")
         if kind != "none"
     ]

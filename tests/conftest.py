@@ -181,6 +181,8 @@ def trained(
     configuration: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> Ended:
     """A run of five epochs that writes everything; not to be changed."""
+    exponential = {"type": "Exponential", "gamma": 0.9}
+    decay = {"type": "ExponentialDecay", "decay_rate": 0.9, "decay_steps": 20}
     content = configuration(
         num_epochs=5,
         outfile="out.v1.txt",
@@ -195,7 +197,7 @@ def trained(
             ],
             "input_transforms": [{"normalize": {"mean": 0.25, "std": 0.5}}],
         },
-        optimizer={"lr_scheduler": {"type": "Exponential", "gamma": 0.9}},
+        optimizer={"lr_scheduler": [exponential, decay]},
     )
     ended = run_here(tmp_path_factory.mktemp("trained") / "run", content)
     assert ended.code == 0, ended.err

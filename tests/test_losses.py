@@ -1,4 +1,4 @@
-"""Losses, optimizers and schedules against closed forms in numpy."""
+"""Losses and optimizers against closed forms in numpy."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trainer.config import LearningRateSchedule, Loss, Optimizer
+from trainer.config import Loss, Optimizer
 from trainer.errors import InputError
 from trainer.losses import bce, build_loss, dice
 from trainer.networks.smp import import_smp
 from trainer.optimizers import build_optimizer, step
-from trainer.schedules import build_schedule
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 3, (3, 1, 5, 7)).astype(np.float32)
@@ -110,47 +109,6 @@ def test_momentum_and_nesterov_reach_sgd() -> None:
     settings = {"momentum": 0.9, "dampening": 0.0, "nesterov": True}
     built = build_optimizer([nn.Parameter(torch.ones(1))], Optimizer(type="sgd", **settings))
     assert {key: built.param_groups[0][key] for key in settings} == settings
-
-
-def test_the_exponential_schedule() -> None:
-    optimizer = build_optimizer(
-        [nn.Parameter(torch.ones(1))], Optimizer(type="sgd", learning_rate=0.3)
-    )
-    schedule = build_schedule(optimizer, [LearningRateSchedule(type="Exponential", gamma=0.9)])
-    assert schedule
-    for epoch in range(1, 8):
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3 * 0.9 ** (epoch - 1))
-        optimizer.step()
-        schedule.step()
-    assert build_schedule(optimizer, []) is None
-
-
-RATES: list[tuple[list[dict[str, Any]], list[float]]] = [
-    ([{"type": "Step", "gamma": 0.5, "step_size": 2}], [1, 1, 0.5, 0.5, 0.25, 0.25]),
-    ([{"type": "MultiStep", "gamma": 0.1, "milestones": [1, 4]}], [1, 0.1, 0.1, 0.1, 0.01, 0.01]),
-    ([{"type": "Warmup", "num_epochs": 4, "start_factor": 0.2}], [0.2, 0.4, 0.6, 0.8, 1, 1]),
-    (
-        [
-            {"type": "Warmup", "num_epochs": 2, "start_factor": 0.5},
-            {"type": "Exponential", "gamma": 0.9},
-        ],
-        [0.5, 0.75 * 0.9, 0.81, 0.729, 0.6561, 0.59049],
-    ),
-]
-
-
-@pytest.mark.parametrize(("schedules", "rates"), RATES)
-def test_schedules_equal_their_closed_form(
-    schedules: list[dict[str, Any]], rates: list[float]
-) -> None:
-    settings = Optimizer(type="sgd", learning_rate=0.3, lr_scheduler=schedules)
-    optimizer = build_optimizer([nn.Parameter(torch.ones(1))], settings)
-    schedule = build_schedule(optimizer, settings.schedules)
-    assert schedule
-    for rate in rates:
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3 * rate)
-        optimizer.step()
-        schedule.step()
 
 
 def test_lars_adapts_without_weight_decay() -> None:

@@ -8,7 +8,7 @@
             masks, images (what those of the training look like)
      "origin": epoch, scores, evaluated_on, weights, versions,
      "training": what a resume needs beside these (last.pt only): epoch, batches, optimizer,
-                 schedule, progress}
+                 progress}
 
 They hold tensors and plain values, and load with `weights_only=True`.
 """
@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler
 
 from trainer.config import Config
 from trainer.console import Console
@@ -239,7 +238,6 @@ class Saver:
         usage: Usage,
         network: SegmentationNetwork,
         optimizer: torch.optim.Optimizer,
-        schedule: LRScheduler | None,
         progress: Progress,
         events: EventLog,
         started_from: str,
@@ -249,7 +247,7 @@ class Saver:
         code = code_of(usage.network, Path(usage.source))
         self._code_sha256 = sha256(code) if code and code.is_file() else None
         self._folder, self._config, self._usage = folder, config, usage
-        self._network, self._optimizer, self._schedule = network, optimizer, schedule
+        self._network, self._optimizer = network, optimizer
         self._progress, self._events, self._started_from = progress, events, started_from
         self._saved = time.monotonic()
 
@@ -298,7 +296,6 @@ class Saver:
             "epoch": progress.event["epoch"],
             "batches": len(progress.losses),
             "optimizer": self._optimizer.state_dict(),
-            "schedule": self._schedule.state_dict() if self._schedule else None,
             "progress": vars(progress),
         }
         self._write(self._folder, LAST, {**self._content(), "training": training})

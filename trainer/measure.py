@@ -29,6 +29,7 @@ from trainer.networks.build import build
 from trainer.networks.weights import find_weights
 from trainer.optimizers import build_optimizer
 from trainer.outputs import TextLogs
+from trainer.schedules import RateSchedule
 from trainer.train import Run, Work, train_epoch
 from trainer.usage import open_run
 
@@ -61,6 +62,7 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
     network = build(usage.network, weights, folder=folder, trust_code=True)
     network = placed(network, device)
     optimizer = build_optimizer(network.parameters(), config.optimizer)
+    rates = RateSchedule(optimizer, config.optimizer, config.num_epochs)
     transform, loss = usage.transform(), usage.loss(config)
     work = Work(config, this, parts, usage, network, device, transform, loss)
     progress = Progress()
@@ -70,7 +72,6 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
         usage,
         network,
         optimizer,
-        None,
         progress,
         this.events,
         "measured",
@@ -87,7 +88,7 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
 
     def train(images: ImageSet | ArraySet) -> None:
         progress.losses.clear()
-        train_epoch(work, images, optimizer, 1, TextLogs(None), saver, progress)
+        train_epoch(work, images, optimizer, rates, 1, TextLogs(None), saver, progress)
 
     batch = min(config.data.batch_size, len(parts.training))
     first, seconds_to_read = _timed(lambda: read(_spread(parts.training, batch)))

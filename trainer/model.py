@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trainer.config import Data, Transform
+from trainer.config import Data, Transform, Window
 from trainer.data.images import prepared
 from trainer.data.masks import Masks
+from trainer.data.volumes.volume_file import Header
 from trainer.errors import InputError
 from trainer.tasks import Reading, Task, reading_of
 
@@ -57,6 +58,8 @@ class Use(BaseModel):
     scaling: Literal["pixel / 255", "none"] = "pixel / 255"
     reading: Reading | None = None
     images: SeenImages | None = None
+    volumes: Header | None = None
+    window: Window | None = None
 
 
 def use_of(checkpoint: dict[str, Any], where: str) -> Use:

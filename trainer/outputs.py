@@ -95,6 +95,10 @@ SCHEDULE_NAMES = {
     "step": "Step",
     "multistep": "MultiStep",
     "warmup": "Warmup",
+    "linearwarmup": "LinearWarmup",
+    "exponentialdecay": "ExponentialDecay",
+    "polynomial": "Polynomial",
+    "cosine": "Cosine",
 }
 AS_PUBLISHED = {"amsgrad": "AMSGrad", "learning_rate": "Learning rate"}
 PRINTED_LINES = 100

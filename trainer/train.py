@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from trainer.batch_norm import refresh_batch_norm
 from trainer.checkpoint import (
@@ -33,6 +32,8 @@ from trainer.data.cache import ImageSet
 from trainer.data.order import batch_seed, shuffled_batches
 from trainer.data.samples import Item, Samples
 from trainer.data.transforms import BatchTransform
+from trainer.data.volumes.augment import VolumeTransform
+from trainer.data.volumes.volume_file import Case
 from trainer.device import (
     autocast,
     device_label,
@@ -60,7 +61,7 @@ from trainer.outputs import (
 )
 from trainer.parts import Parts
 from trainer.prediction_file import open_sink
-from trainer.schedules import build_schedule
+from trainer.schedules import RateSchedule
 from trainer.stopping import StopRequest
 from trainer.usage import Usage, open_run
 
@@ -98,7 +99,7 @@ class Work:
     usage: Usage
     network: SegmentationNetwork
     device: torch.device
-    transform: BatchTransform
+    transform: BatchTransform | VolumeTransform
     loss: LossFunction | None
 
 
@@ -181,15 +182,16 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     # ---- optimizer ----
     assert config.optimizer
     optimizer = build_optimizer(network.parameters(), config.optimizer)
-    schedules = config.optimizer.schedules if config.optimizer.type != "hessian" else []
-    schedule = build_schedule(optimizer, schedules)
+    rates = RateSchedule(optimizer, config.optimizer, config.num_epochs)
+    steps = sum(math.ceil(count / config.data.batch_size) for count in training.groups)
 
     # ---- resume ----
     progress = Progress()
     if this.resume and not last:
         console.line(f"There is no {LAST} to go on from: the training begins anew")
     if last:
-        progress = _resumed(last["training"], optimizer, schedule)
+        optimizer.load_state_dict(last["training"]["optimizer"])
+        progress = Progress(**last["training"]["progress"])
         where = f"epoch {progress.event['epoch'] + 1}, batch {len(progress.losses) + 1}"
         console.line(f"Resuming at {where}")
     saver = Saver(
@@ -198,7 +200,6 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         usage,
         network,
         optimizer,
-        schedule,
         progress,
         this.events,
         started_from,
@@ -210,8 +211,8 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     try:
         for epoch in range(progress.event["epoch"] + 1, config.num_epochs + 1):
             began = time.monotonic()
-            rate = float(optimizer.param_groups[0]["lr"])
-            mean_loss = train_epoch(work, training, optimizer, epoch, logs, saver, progress)
+            rate = rates.set(epoch - 1, (epoch - 1) * steps)
+            mean_loss = train_epoch(work, training, optimizer, rates, epoch, logs, saver, progress)
             refresh_batch_norm(network, training, work.transform, device, config.data.batch_size)
             scored = Evaluation(None, [])
             if evaluation:
@@ -233,16 +234,14 @@ def run(config: Config, this: Run) -> dict[str, Any]:
                 "memory_bytes": peak_memory_bytes(device),
             }
             # From here on the epoch is over; until here a stop leaves it to be evaluated again.
-            if schedule:
-                schedule.step()
             saver.epoch_done(event)
             if progress.best is None or _better(event, progress.best, parts.metric):
                 progress.best, progress.best_scores = event, scores
                 saver.best()
             this.events.write("epoch", **event)
             saver.now_and_then()
-            changed = float(optimizer.param_groups[0]["lr"])
-            if changed != rate and any(one.verbose for one in schedules):
+            changed = rates.set(epoch, epoch * steps)
+            if changed != rate and rates.verbose:
                 console.line(f"Learning rate: {changed:.6g}")
             console.rule()
             this.stop.check()
@@ -256,18 +255,6 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         "best": progress.best,
         "evaluation": progress.best_scores,
     }
-
-
-def _resumed(
-    training: dict[str, Any], optimizer: torch.optim.Optimizer, schedule: LRScheduler | None
-) -> Progress:
-    """How far the training was; puts optimizer and schedule back to where they were."""
-    optimizer.load_state_dict(training["optimizer"])
-    if schedule:
-        kept = ("last_epoch", "_step_count", "_last_lr")  # what all of torch's schedules keep
-        counts = {key: training["schedule"][key] for key in kept}
-        schedule.load_state_dict({**schedule.state_dict(), **counts})
-    return Progress(**training["progress"])
 
 
 def _better(event: dict[str, Any], best: dict[str, Any], metric: str) -> bool:
@@ -309,6 +296,8 @@ def make_folders(config: Config) -> None:
 def has_truth(items: Sequence[Item]) -> bool:
     """Whether the samples of a part have targets."""
     first = items[0]
+    if isinstance(first, Case):
+        return first.has_label
     if isinstance(first, Block):
         return first.whole.target is not None or first.whole.label is not None
     return bool(first.masks) or first.label is not None
@@ -358,6 +347,7 @@ def train_epoch(
     work: Work,
     samples: Samples,
     optimizer: torch.optim.Optimizer,
+    rates: RateSchedule,
     epoch: int,
     logs: TextLogs,
     saver: Saver,
@@ -394,8 +384,11 @@ def train_epoch(
 
     network.train()
     flushed = time.monotonic()
+    steps = (epoch - 1) * len(planned) + len(told)
     for inputs, targets, number in _steps(work, samples, epoch, batches, done=len(told)):
         clock.data()
+        rates.set(epoch - 1, steps)
+        steps += 1
 
         def compute(inputs: Tensor = inputs, targets: Tensor = targets, n: int = number) -> Tensor:
             if isinstance(optimizer, torch.optim.LBFGS):  # one batch, one function

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -27,12 +27,14 @@ from trainer.config.learning import (
     OPTIMIZERS,
     SCHEDULE_FIELDS,
     SCHEDULES,
+    SCHEDULES_OF_STUDIES,
     SEVERAL,
     LearningRateSchedule,
     Loss,
     Optimizer,
 )
 from trainer.config.section import Section, known_name
+from trainer.config.volumes import Evaluation, Patches, Window
 from trainer.errors import InputError, joined, nearest
 
 __all__ = [
@@ -44,17 +46,21 @@ __all__ = [
     "OPTIMIZERS",
     "OPTIMIZER_FIELDS",
     "SCHEDULES",
+    "SCHEDULES_OF_STUDIES",
     "SCHEDULE_FIELDS",
     "Checkpoints",
     "Config",
     "Data",
+    "Evaluation",
     "LearningRateSchedule",
     "Loss",
     "Optimizer",
+    "Patches",
     "RandomPatches",
     "Section",
     "Slicer",
     "Transform",
+    "Window",
     "known_name",
     "load_config",
     "parse_config",
@@ -97,6 +103,12 @@ class Config(Section):
     deterministic: bool = Field(False, description="Repeatable on a GPU too, slower. Ours.")
     checkpoints: Checkpoints = Field(Checkpoints(), description="Weights in and out.")
     data: Data = Field(description="Images and masks.")
+    evaluation: Evaluation = Field(Evaluation(), description="When and how. Ours.")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Of the network's arithmetic: bfloat16 on GPUs that have it, else float32; or "
+        "as named (float16 with a scaled loss, GPUs only). Ours.",
+    )
     optimizer: Optimizer | None = Field(None, description="Needed for training.")
     loss: Loss | None = Field(None, description="Needed for training.")
 
@@ -211,7 +223,8 @@ def _check_phases(config: Config, path: str) -> None:
     if config.trains:
         needed = {"layers": config.layers, "optimizer": config.optimizer, "loss": config.loss}
         missing = [key for key, value in needed.items() if value is None]
-        named = data.kinds[1] == "labels"  # targets are in the names of folders, or beside
+        # Targets are in the names of folders, beside, or in the file of prepared volumes.
+        named = data.kinds[1] == "labels" or data.patches is not None
         missing += ["data.target_path"] if data.target_path is None and not named else []
         if missing:
             raise InputError(

@@ -14,16 +14,25 @@ LOSSES_OF_FOREGROUND = ("bce", "dice", "jaccard", "focal", "lovasz", "mse")
 LOSSES_OF_CLASSES = ("nll", "dice", "jaccard", "focal", "lovasz", "bce", "mse")
 """Those for a network of one output, and for one that has an output a class."""
 
-SCHEDULES = ("exponential", "step", "multistep", "warmup")
+SCHEDULES = (
+    *("exponential", "step", "multistep", "warmup"),
+    *("linearwarmup", "exponentialdecay", "polynomial", "cosine"),
+)
+SCHEDULES_OF_STUDIES = ("exponential", "step", "multistep", "warmup", "polynomial", "cosine")
+"""Those that need no number but what a study knows."""
 
 
 class LearningRateSchedule(Section):
-    """How the learning rate changes; stepped at the end of each epoch."""
+    """How the learning rate changes: from epoch to epoch, exponentialdecay at each step."""
 
     type: Annotated[str, one_of("lr_scheduler", SCHEDULES), any_case(SCHEDULES)] = Field(
         description="Exponential: times gamma after each epoch. Step: times gamma after every "
         "step_size epochs. MultiStep: times gamma after each epoch of milestones. Warmup: from "
-        "start_factor times the rate straight to the rate, in num_epochs."
+        "start_factor times the rate straight to the rate, in num_epochs. LinearWarmup: the same "
+        "from init_learning_rate, but epoch e has e / num_epochs of the way behind it, so that the "
+        "last one has the whole rate. ExponentialDecay: times decay_rate ** (steps / decay_steps), "
+        "which changes at each step of the optimizer. Polynomial: times (1 - e / epochs) ** power "
+        "after e epochs, 0 at the run's end. Cosine: times (1 + cos(pi * e / epochs)) / 2."
     )
     gamma: Annotated[float, Field(gt=0)] = Field(
         0.95, description="Exponential, Step, MultiStep: the factor."
@@ -32,8 +41,20 @@ class LearningRateSchedule(Section):
     milestones: list[Annotated[int, Field(ge=1)]] = Field(
         [], description="MultiStep: the epochs after which the rate changes."
     )
-    num_epochs: int = Field(5, ge=1, description="Warmup: epochs until the whole rate is reached.")
+    num_epochs: int = Field(
+        5, ge=1, description="Warmup, LinearWarmup: epochs until the whole rate is reached."
+    )
     start_factor: float = Field(0.1, gt=0, le=1, description="Warmup: share of the rate at first.")
+    init_learning_rate: float = Field(
+        1e-4, ge=0, description="LinearWarmup: what the rate starts from; no epoch has it."
+    )
+    decay_rate: float = Field(
+        0.5, gt=0, le=1, description="ExponentialDecay: the factor of decay_steps steps."
+    )
+    decay_steps: int | None = Field(
+        None, ge=1, description="ExponentialDecay: steps of the optimizer; must be given."
+    )
+    power: float = Field(0.9, gt=0, description="Polynomial: the exponent.")
     verbose: bool = Field(True, description="Print the rate when it changes.")
 
     @property
@@ -43,9 +64,11 @@ class LearningRateSchedule(Section):
         return ", ".join([self.type, *acting])
 
     @model_validator(mode="after")
-    def _has_milestones(self) -> LearningRateSchedule:
+    def _has_its_numbers(self) -> LearningRateSchedule:
         if self.type == "multistep" and not self.milestones:
             raise ValueError("MultiStep needs milestones, like [10, 20]")
+        if self.type == "exponentialdecay" and self.decay_steps is None:
+            raise ValueError("ExponentialDecay needs decay_steps, like the batches of an epoch")
         return self
 
 
@@ -54,6 +77,10 @@ SCHEDULE_FIELDS: dict[str, tuple[str, ...]] = {
     "step": ("gamma", "step_size"),
     "multistep": ("gamma", "milestones"),
     "warmup": ("num_epochs", "start_factor"),
+    "linearwarmup": ("num_epochs", "init_learning_rate"),
+    "exponentialdecay": ("decay_rate", "decay_steps"),
+    "polynomial": ("power",),
+    "cosine": (),
 }
 ONE, SEVERAL = "one schedule", "several schedules"
 Schedules = Annotated[
@@ -108,6 +135,13 @@ class Optimizer(Section):
     relative_tolerance: float = Field(
         1e-8, ge=0, description="For hessian: a step or change this small ends a batch."
     )
+    accumulate_batches: int = Field(
+        1,
+        ge=1,
+        le=100_000,
+        description="Batches whose mean gradient makes one step; what is left at the end of an "
+        "epoch makes one, too. Ours.",
+    )
     lr_scheduler: Schedules | None = Field(
         None, description="One, or a list whose factors are multiplied; left out: constant."
     )
@@ -124,6 +158,8 @@ class Optimizer(Section):
         momentary = self.type in ("sgd", "lars") and self.nesterov
         if momentary and (self.momentum == 0 or self.dampening != 0):
             raise ValueError("nesterov needs a momentum above 0 and dampening 0")
+        if self.type == "hessian" and self.accumulate_batches > 1:
+            raise ValueError("hessian takes one batch a step; accepted: accumulate_batches 1")
         if self.type == "lamb" and self.amsgrad:
             raise ValueError("lamb has no amsgrad; leave it out")
         return self
