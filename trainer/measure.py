@@ -19,10 +19,8 @@ import torch
 from trainer.batch_norm import MOST_IMAGES, refresh_batch_norm
 from trainer.checkpoint import Progress, Saver
 from trainer.config import Config
-from trainer.data.array_set import ArraySet
 from trainer.data.cache import SHARE_OF_FREE_MEMORY, ImageSet, free_memory_bytes
-from trainer.data.samples import Item
-from trainer.data.volumes.volume_set import VolumeSet
+from trainer.data.samples import AnySamples, Item
 from trainer.device import device_label, open_device, peak_memory_bytes, placed
 from trainer.errors import InputError
 from trainer.evaluate import OwnSizeMasks
@@ -78,14 +76,14 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
     )
     built = time.monotonic() - began
 
-    def read(items: Sequence[Item]) -> ImageSet | ArraySet | VolumeSet:
+    def read(items: Sequence[Item]) -> AnySamples:
         images = usage.open(items)
         images.preload(torch.get_num_threads(), this.stop.asked)
         this.stop.check()
         images.to(device)
         return images
 
-    def train(images: ImageSet | ArraySet | VolumeSet) -> None:
+    def train(images: AnySamples) -> None:
         progress.losses.clear()
         train_epoch(work, images, stepping, 1, TextLogs(None), saver, progress)
 

@@ -26,11 +26,11 @@ from trainer.checkpoint import (
 )
 from trainer.config import Config
 from trainer.console import Console
-from trainer.data.array_set import ArraySet
 from trainer.data.arrays import Block
 from trainer.data.cache import ImageSet
 from trainer.data.order import batch_seed, shuffled_batches
-from trainer.data.samples import Item, Samples
+from trainer.data.samples import AnySamples, Item, Samples
+from trainer.data.slice_set import Slice
 from trainer.data.transforms import BatchTransform
 from trainer.data.volumes.augment import AnyTransform
 from trainer.data.volumes.volume_file import Case
@@ -321,14 +321,14 @@ def has_truth(items: Sequence[Item]) -> bool:
     first = items[0]
     if isinstance(first, Case):
         return first.has_label
+    if isinstance(first, Slice):
+        return first.files.targets is not None
     if isinstance(first, Block):
         return first.whole.target is not None or first.whole.label is not None
     return bool(first.masks) or first.label is not None
 
 
-def _images(
-    items: Sequence[Item], usage: Usage, work: Work
-) -> ImageSet | ArraySet | VolumeSet | None:
+def _images(items: Sequence[Item], usage: Usage, work: Work) -> AnySamples | None:
     if not items:
         return None
     if has_truth(items):
