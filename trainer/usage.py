@@ -20,7 +20,13 @@ from trainer.data.volumes.volume_file import Header
 from trainer.errors import InputError
 from trainer.losses import LossFunction, build_loss
 from trainer.model import Use, use_of
-from trainer.networks.description import Network, check_size, parse_network, read_network
+from trainer.networks.description import (
+    Network,
+    check_size,
+    fitted,
+    parse_network,
+    read_network,
+)
 from trainer.parts import Parts, open_parts
 from trainer.tasks import Aim, Task, reading_of, task_of
 
@@ -219,6 +225,7 @@ def _of_volumes(
             "volumes of the same preparation",
             "or predict the scans themselves: python -m trainer.predict",
         )
+    network = fitted(network, len(header.channels), len(header.classes))
     if network.dimensions != 3 or network.output_axes != 3:
         raise InputError(source, "is no network of volumes", '"dimensions": 3')
     if network.in_channels != len(header.channels):

@@ -53,6 +53,11 @@ class Slice:
     files: SliceFiles
     row: int
 
+    @property
+    def name(self) -> str:
+        """Its number."""
+        return f"{self.row:06d}"
+
 
 def _opened(path: Path) -> NDArray[Any]:
     accepted = "a .npy file of an array (slices, height, width, channels)"
