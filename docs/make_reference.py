@@ -18,13 +18,18 @@ from trainer.config import (
     Checkpoints,
     Config,
     Data,
+    Evaluation,
     LearningRateSchedule,
     Loss,
     Optimizer,
+    Patches,
     RandomPatches,
     Slicer,
+    Slices,
     Transform,
+    Window,
 )
+from trainer.config.volumes import RandomAffine, RandomFactor, RandomNoise
 from trainer.networks.description import Network
 
 SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
@@ -33,7 +38,14 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("data", Data),
     ("data.transforms[], one key each", Transform),
     ("data.transforms[].random_patches", RandomPatches),
+    ("data.transforms[].random_affine", RandomAffine),
+    ("data.transforms[].random_factor", RandomFactor),
+    ("data.transforms[].random_noise", RandomNoise),
+    ("data.patches", Patches),
+    ("data.slices", Slices),
     ("data.slicers[]", Slicer),
+    ("evaluation", Evaluation),
+    ("evaluation.window", Window),
     ("optimizer", Optimizer),
     ("optimizer.lr_scheduler, one or a list", LearningRateSchedule),
     ("loss", Loss),

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import warnings
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trainer.errors import InputError
 
 Network = TypeVar("Network", bound=nn.Module)
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def open_device(name: str, threads: int | None, deterministic: bool) -> torch.device:
@@ -103,11 +104,24 @@ def on_device(batch: Tensor, device: torch.device) -> Tensor:
     return batch.to(device, non_blocking=device.type == "cuda")
 
 
-def autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Mixed precision (bfloat16) on GPUs that compute it; nothing elsewhere.
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raises InputError where the device does not compute it."""
+    if precision == "float16" and device.type != "cuda":
+        found = f"float16 on {device.type}"
+        raise InputError("precision", found, "auto, float32 or bfloat16; float16 on CUDA")
+
+
+def autocast(
+    device: torch.device, precision: Precision = "auto"
+) -> contextlib.AbstractContextManager[None]:
+    """The precision asked for; `auto` is bfloat16 on GPUs that compute it, float32 elsewhere.
 
     On a CPU without matrix instructions bfloat16 is slower than single precision.
     """
+    if precision == "float32":
+        return contextlib.nullcontext()
+    if precision != "auto":
+        return torch.autocast(device.type, dtype=getattr(torch, precision))
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return contextlib.nullcontext()

@@ -16,9 +16,9 @@ from trainer.data.cache import SHARE_OF_FREE_MEMORY, ImageSet, free_bytes
 from trainer.data.order import batches_in_order
 from trainer.data.samples import Samples
 from trainer.data.transforms import BatchTransform
-from trainer.device import autocast, in_layout, on_device
+from trainer.device import Precision, autocast, in_layout, on_device
 from trainer.losses import LossFunction, probabilities
-from trainer.metrics import Counts, ImageScore, LabelScore
+from trainer.metrics import Counts, ImageScore, LabelScore, VolumeScore
 from trainer.networks.build import SegmentationNetwork
 from trainer.outputs import printed_batches
 from trainer.prediction_file import Sink
@@ -37,7 +37,7 @@ class Evaluation:
     """
 
     loss: float | None
-    scores: Sequence[ImageScore] | Sequence[LabelScore]
+    scores: Sequence[ImageScore] | Sequence[LabelScore] | Sequence[VolumeScore]
     names: tuple[str, ...] = ("background", "foreground")
 
     def summary(self) -> dict[str, Any]:
@@ -45,6 +45,9 @@ class Evaluation:
         labels = [score for score in self.scores if isinstance(score, LabelScore)]
         if labels:
             return metrics.label_summary(labels, self.names)
+        volumes = [score for score in self.scores if isinstance(score, VolumeScore)]
+        if volumes:
+            return metrics.volume_summary(volumes, self.names)
         images = [score for score in self.scores if isinstance(score, ImageScore)]
         return metrics.summary(images, self.names)
 
@@ -159,6 +162,7 @@ def evaluate(
     sink: Sink | None = None,
     console: Console | None = None,
     epochs: tuple[int, int] = (1, 1),
+    precision: Precision = "auto",
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Runs the network over `samples` in batches.
@@ -183,7 +187,7 @@ def evaluate(
         else:
             raw_targets = on_device(raw_targets, device)
             inputs, targets = transform.evaluated(raw, raw_targets, indices)
-        with autocast(device):
+        with autocast(device, precision):
             logits = network(in_layout(inputs, device))
         told = ""
         tally.samples += len(indices)

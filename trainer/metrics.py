@@ -7,6 +7,10 @@ size; with several classes an image counts with the mean over those that its tru
 a class is the mean over the images whose truth has it.
 
 Where whole images have a class (labels), accuracy is the share of those that were told right.
+
+Volumes are scored each by itself, on the grid of the scan: accuracy, foreground Dice and IoU are
+means over the cases of the mean over their classes; a class that is absent in truth and prediction
+counts 1 (as in MLPerf's U-Net3D). Distances are of surfaces.py.
 """
 
 from __future__ import annotations
@@ -138,6 +142,70 @@ def label_summary(scores: Sequence[LabelScore], names: Sequence[str]) -> dict[st
         "empty_correct": None,
         "class_accuracy": {name: mean(of[name]) for name in sorted(of)},
     }
+
+
+@dataclass(frozen=True)
+class VolumeScore:
+    """One volume: counts of its voxels, for the foreground alone or for each class, the background
+    first; `hd95_mm` and `surface_dice` of each class but the background, where they were asked for.
+
+    A distance is None where truth or prediction is empty.
+    """
+
+    name: str
+    counts: tuple[Counts, ...]
+    hd95_mm: tuple[float | None, ...] = ()
+    surface_dice: tuple[float | None, ...] = ()
+
+    @property
+    def foreground(self) -> tuple[Counts, ...]:
+        """Without the background."""
+        return self.counts if len(self.counts) == 1 else self.counts[1:]
+
+    @property
+    def dice(self) -> float:
+        """Mean over the classes but the background."""
+        return sum(dice(c.tp, c.fp, c.fn) for c in self.foreground) / len(self.foreground)
+
+    @property
+    def iou(self) -> float:
+        """Mean over the classes but the background."""
+        return sum(iou(c.tp, c.fp, c.fn) for c in self.foreground) / len(self.foreground)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For result.json."""
+        classes = [{**asdict(c), "dice": dice(c.tp, c.fp, c.fn)} for c in self.foreground]
+        for key in ("hd95_mm", "surface_dice"):
+            for one, value in zip(classes, getattr(self, key), strict=False):
+                one[key] = value
+        return {"name": self.name, "dice": self.dice, "iou": self.iou, "classes": classes}
+
+
+def volume_summary(scores: Sequence[VolumeScore], names: Sequence[str]) -> dict[str, Any]:
+    """As `summary`, every case counting once; with hd95_mm and surface_dice by class where they
+    were measured, means over the cases that have them."""
+    wanted = names[1:]
+
+    def by_class(value: Callable[[VolumeScore, int], float | None]) -> dict[str, float | None]:
+        told = {}
+        for at, name in enumerate(wanted):
+            values = [value(score, at) for score in scores]
+            told[name] = mean([one for one in values if one is not None])
+        return told
+
+    found: dict[str, Any] = {
+        "accuracy": mean([accuracy(score.counts) for score in scores]),
+        "foreground_dice": mean([score.dice for score in scores]),
+        "iou": mean([score.iou for score in scores]),
+        "class_dice": by_class(
+            lambda score, at: dice(*(getattr(score.foreground[at], k) for k in ("tp", "fp", "fn")))
+        ),
+        "empty_correct": None,
+    }
+    for key in ("hd95_mm", "surface_dice"):
+        if any(getattr(score, key) for score in scores):
+            found[key] = by_class(lambda score, at, key=key: getattr(score, key)[at])  # type: ignore[misc]
+    return found
 
 
 def total(scores: Sequence[ImageScore]) -> list[Counts]:

@@ -22,7 +22,9 @@ from trainer.data.folders import Pair, pair
 from trainer.data.idx import open_idx
 from trainer.data.masks import Masks
 from trainer.data.samples import Item
+from trainer.data.slice_set import list_slices
 from trainer.data.split import Split, chosen, read_split
+from trainer.data.volumes.volume_file import Case, Header, is_volume_file, open_volumes
 from trainer.errors import InputError, joined
 
 
@@ -42,6 +44,8 @@ class Parts:
     metric: str
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    header: Header | None = None
+    """Of prepared volumes."""
 
     def sizes(self) -> dict[str, Sequence[Item]]:
         """The parts that have samples, by name."""
@@ -79,7 +83,37 @@ def _read(data: Data, inputs: str, targets: str | None, notes: list[str]) -> Seq
     """The samples of one part whose targets are no labels."""
     if data.kinds[0] == "images":
         return _pairs(inputs, targets)
+    if data.kinds[0] == "hdf5" and (data.patches or is_volume_file(inputs)):
+        return _volumes(inputs)
+    if data.slices:
+        return list_slices(inputs, targets, data.slices)
     return blocks_of(_arrays(data, inputs, targets), data, notes.append)
+
+
+def _volumes(path: str) -> list[Case]:
+    """Prepared volumes, which hold their labels; all of them or none."""
+    cases = open_volumes(path).cases
+    if not cases:
+        raise InputError(path, "holds no case", "one or more")
+    told = [case for case in cases if case.has_label]
+    if told and len(told) < len(cases):
+        bare = next(case for case in cases if not case.has_label)
+        raise InputError(bare.where, "has no label, others have", "labels for all, or for none")
+    return cases
+
+
+def _one_header(parts: dict[str, Sequence[Item]]) -> Header | None:
+    """Of the volumes of all parts, which have to be prepared alike."""
+    first: Case | None = None
+    for items in parts.values():
+        for case in items[:1]:
+            if not isinstance(case, Case):
+                continue
+            if first and case.header != first.header:
+                found = f"is prepared in another way than {first.path}"
+                raise InputError(str(case.path), found, "files of one preparation")
+            first = first or case
+    return first.header if first else None
 
 
 def _labelled(
@@ -164,7 +198,14 @@ def open_parts(config: Config, class_names: Sequence[str] = ()) -> Parts:
             evaluation = _chosen(training, split.parts.validation, data.split)
             training = _chosen(training, split.parts.training, data.split)
             evaluated_on = "validation"
-    return Parts(training, evaluation, evaluated_on, masks, seed, metric, names, notes=tuple(notes))
+    header = _one_header({"training": training, "evaluation": evaluation})
+    if header and config.trains and not all(c.has_label for c in training if isinstance(c, Case)):
+        raise InputError(str(data.input_path), "its cases have no labels", "volumes with labels")
+    if config.evaluation.metric or header:
+        metric = config.evaluation.metric or "foreground_dice"
+    return Parts(
+        training, evaluation, evaluated_on, masks, seed, metric, names, tuple(notes), header
+    )
 
 
 def _split_test(items: Sequence[Item], split: Split, where: str) -> Sequence[Item]:

@@ -10,19 +10,25 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer.checkpoint import load_checkpoint
-from trainer.config import LOSS_FIELDS, Config, Data
-from trainer.data.array_set import ArraySet
-from trainer.data.cache import ImageSet
+from trainer.config import LOSS_FIELDS, Config, Data, Window
 from trainer.data.labels import MOST_CLASSES, MaskClass
 from trainer.data.masks import Masks
-from trainer.data.samples import Item, open_samples
+from trainer.data.samples import AnySamples, Item, open_samples
 from trainer.data.transforms import BatchTransform, size_of
+from trainer.data.volumes.augment import VolumeTransform
+from trainer.data.volumes.volume_file import Header
 from trainer.errors import InputError
 from trainer.losses import LossFunction, build_loss
 from trainer.model import Use, use_of
-from trainer.networks.description import Network, check_size, parse_network, read_network
+from trainer.networks.description import (
+    Network,
+    check_size,
+    fitted,
+    parse_network,
+    read_network,
+)
 from trainer.parts import Parts, open_parts
-from trainer.tasks import Aim, reading_of, task_of
+from trainer.tasks import Aim, Task, reading_of, task_of
 
 NEAR = 0.01
 """So far from a whole number may a class be that was divided by 255 and multiplied again."""
@@ -44,12 +50,18 @@ class Usage:
     shares: bool = False
     """Whether the loss needs targets from 0 to 1."""
 
+    volumes: Header | None = None
+    """What prepared volumes share."""
+
+    window: Window | None = None
+    """How they are predicted; its size is always given."""
+
     @property
     def order(self) -> Literal["RGB", "BGR"]:
         """Of the colours that the network sees: OpenCV's for a Keras network, as published."""
         return "BGR" if self.network.kind == "keras" else "RGB"
 
-    def open(self, items: Sequence[Item]) -> ImageSet | ArraySet:
+    def open(self, items: Sequence[Item]) -> AnySamples:
         """The samples of a part as the network takes them; nothing is read yet."""
         network = self.network
         return open_samples(
@@ -89,8 +101,10 @@ class Usage:
             told = f"gives {sizes[0]} for {sizes[1]}, the size of the targets"
             raise InputError(self.source, told, "an output as large as the input")
 
-    def transform(self) -> BatchTransform:
+    def transform(self) -> BatchTransform | VolumeTransform:
         """What is done to their batches."""
+        if self.volumes:
+            return VolumeTransform(self.data)
         return BatchTransform(self.data, self.aim.task, self.order)
 
     def loss(self, config: Config) -> LossFunction | None:
@@ -98,7 +112,7 @@ class Usage:
         if config.loss is None:
             return None
         network = self.network
-        padded = bool(self.data.slicers)
+        padded = bool(self.data.slicers or self.data.patches)
         return build_loss(config.loss, network.classes, self.aim.task, network.activation, padded)
 
     @property
@@ -124,6 +138,8 @@ class Usage:
             "scaling": "pixel / 255" if self.data.kinds[0] in ("images", "mnist") else "none",
             "threshold": 0.5,
             "masks": self.masks.model_dump() if self.masks else None,
+            "volumes": self.volumes.model_dump(mode="json") if self.volumes else None,
+            "window": self.window.model_dump() if self.window else None,
         }
 
 
@@ -162,6 +178,8 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any], known: Us
     if size:
         check_size(network, size, "data.transforms, resize")
     _check_source(config, network)
+    if parts.header:
+        return _of_volumes(config, parts, parts.header, network, source, checkpoint, known)
     masks = parts.masks
     masks = masks or known.masks
     loss = config.loss.function if config.loss else None
@@ -188,6 +206,56 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any], known: Us
     aim = Aim(task, reading, names or Aim.names, ignored)
     shares = loss not in (None, "mse")
     return Usage(network, source, data, size, masks, aim, checkpoint, shares)
+
+
+def _of_volumes(
+    config: Config,
+    parts: Parts,
+    header: Header,
+    network: Network,
+    source: str,
+    checkpoint: dict[str, Any],
+    known: Use,
+) -> Usage:
+    """For prepared volumes, which say what their channels and classes are."""
+    if known.volumes and known.volumes.preparation != header.preparation:
+        raise InputError(
+            str(config.data.test_input_path),
+            "is prepared in another way than what the checkpoint was trained on",
+            "volumes of the same preparation",
+            "or predict the scans themselves: python -m trainer.predict",
+        )
+    network = fitted(network, len(header.channels), len(header.classes))
+    if network.dimensions != 3 or network.output_axes != 3:
+        raise InputError(source, "is no network of volumes", '"dimensions": 3')
+    if network.in_channels != len(header.channels):
+        told = ", ".join(header.channels)
+        found = f"{network.in_channels} in_channels, but the volumes have {told}"
+        raise InputError(source, found, f'"in_channels": {len(header.channels)}')
+    outputs = {len(header.classes)} | ({1} if len(header.classes) == 2 else set())
+    if network.classes not in outputs:
+        found = f"{network.classes} classes, but the volumes have {', '.join(header.classes)}"
+        raise InputError(source, found, f'"classes": {max(outputs)}')
+    window = config.evaluation.window
+    if "evaluation" not in config.model_fields_set and known.window:
+        window = known.window
+    if window.size is None:
+        size = config.data.patches.size if config.data.patches else None
+        size = size or (known.window.size if known.window else None)
+        if size is None:
+            raise InputError("evaluation.window", "has no size", "[depth, height, width]")
+        window = window.model_copy(update={"size": size})
+    for where, own in (
+        ("data.patches, size", config.data.patches.size if config.data.patches else None),
+        ("evaluation.window, size", window.size),
+    ):
+        if own:
+            check_size(network, own, where)
+    task: Task = "foreground" if network.classes == 1 else "classes"
+    reading = reading_of(network.activation, config.loss, network.classes)
+    aim = Aim(task, reading, tuple(header.classes))
+    data = config.data
+    return Usage(network, source, data, None, None, aim, checkpoint, volumes=header, window=window)
 
 
 def _numbered(count: int, ignored: int | None, data: Data) -> Masks:

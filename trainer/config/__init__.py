@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -35,6 +35,7 @@ from trainer.config.learning import (
     Optimizer,
 )
 from trainer.config.section import Section, known_name
+from trainer.config.volumes import Evaluation, Patches, Slices, Window
 from trainer.errors import InputError, joined, nearest
 
 __all__ = [
@@ -52,13 +53,17 @@ __all__ = [
     "Checkpoints",
     "Config",
     "Data",
+    "Evaluation",
     "LearningRateSchedule",
     "Loss",
     "Optimizer",
+    "Patches",
     "RandomPatches",
     "Section",
     "Slicer",
+    "Slices",
     "Transform",
+    "Window",
     "known_name",
     "load_config",
     "parse_config",
@@ -101,6 +106,12 @@ class Config(Section):
     deterministic: bool = Field(False, description="Repeatable on a GPU too, slower. Ours.")
     checkpoints: Checkpoints = Field(Checkpoints(), description="Weights in and out.")
     data: Data = Field(description="Images and masks.")
+    evaluation: Evaluation = Field(Evaluation(), description="When and how. Ours.")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Of the network's arithmetic: bfloat16 on GPUs that have it, else float32; or "
+        "as named (float16 with a scaled loss, GPUs only). Ours.",
+    )
     optimizer: Optimizer | None = Field(None, description="Needed for training.")
     loss: Loss | None = Field(None, description="Needed for training.")
 
@@ -215,7 +226,8 @@ def _check_phases(config: Config, path: str) -> None:
     if config.trains:
         needed = {"layers": config.layers, "optimizer": config.optimizer, "loss": config.loss}
         missing = [key for key, value in needed.items() if value is None]
-        named = data.kinds[1] == "labels"  # targets are in the names of folders, or beside
+        # Targets are in the names of folders, beside, or in the file of prepared volumes.
+        named = data.kinds[1] == "labels" or data.patches is not None
         missing += ["data.target_path"] if data.target_path is None and not named else []
         if missing:
             raise InputError(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from trainer.config.section import Section, any_case, one_of
+from trainer.config.volumes import Patches, RandomAffine, RandomFactor, RandomNoise, Slices
 from trainer.errors import nearest
 
 DATA_TYPES = ("images", "labels", "numpy", "hdf5", "mnist")
@@ -96,6 +97,18 @@ class Transform(Section):
     random_contrast: Share | None = Field(
         None, description="Scales the distance to the mean by 1 ± up to this; inputs only. Ours."
     )
+    random_flip: Probability | None = Field(
+        None, description="Volumes: probability, for each of the three axes by itself. Ours."
+    )
+    random_affine: RandomAffine | None = Field(
+        None, description="Volumes: {probability, degrees, zoom, shift}. Ours."
+    )
+    random_factor: RandomFactor | None = Field(
+        None, description="Volumes: {probability, low, high}; inputs only. Ours."
+    )
+    random_noise: RandomNoise | None = Field(
+        None, description="Volumes: {probability, std}; inputs only. Ours."
+    )
 
     @property
     def name(self) -> str:
@@ -131,6 +144,9 @@ class Transform(Section):
             raise ValueError(f"'{next(iter(value))}' has no value")
         return value
 
+
+OF_VOLUMES = ("random_flip", "random_affine", "random_factor", "random_noise")
+"""Transforms of crops of volumes; the others are of images."""
 
 INPUT_TYPES = ("images", "numpy", "hdf5", "mnist")
 InputType = Annotated[str, one_of("data type", INPUT_TYPES), any_case(INPUT_TYPES)]
@@ -239,6 +255,16 @@ class Data(Section):
     )
     input_transforms: list[Transform] = Field([], description="For inputs only, after those.")
     target_transforms: list[Transform] = Field([], description="For targets only, after those.")
+    patches: Patches | None = Field(
+        None,
+        description="Crops to train on, of prepared volumes: files of python -m trainer.prepare, "
+        "which hold images and labels. Ours.",
+    )
+    slices: Slices | None = Field(
+        None,
+        description="For numpy: each file is one array (slices, height, width, channels), each of "
+        "its rows a sample. Ours.",
+    )
     slicers: list[Slicer] = Field(
         [], description="For numpy and hdf5: the blocks that each array is cut into."
     )
@@ -275,9 +301,19 @@ class Data(Section):
             raise ValueError(f"inputs are images and targets {targets}; accepted: images, labels")
         if inputs != "images" and targets == "images":
             raise ValueError(f"inputs are {inputs} and targets images; accepted: numpy, hdf5")
+        if self.patches and (inputs != "hdf5" or self.slicers):
+            raise ValueError('patches are of prepared volumes; accepted: type "hdf5", no slicers')
+        if self.slices and (self.kinds != ("numpy", "numpy") or self.slicers):
+            raise ValueError('slices are of arrays; accepted: type "numpy", no slicers')
         for name in ("transforms", "input_transforms", "target_transforms"):
-            if inputs not in ("images", "mnist") and getattr(self, name):
-                raise ValueError(f"{name}: {inputs} takes none; they are of images")
+            for one in getattr(self, name):
+                if self.patches and one.name not in OF_VOLUMES:
+                    accepted = ", ".join(OF_VOLUMES)
+                    raise ValueError(f"{name}: {one.name} is of images; accepted: {accepted}")
+                if not self.patches and inputs not in ("images", "mnist"):
+                    raise ValueError(f"{name}: {inputs} takes none; they are of images")
+                if not self.patches and one.name in OF_VOLUMES:
+                    raise ValueError(f"{name}: {one.name} is of volumes, with patches")
         if inputs in ("numpy", "hdf5") and self.hdf5_outfile and not self.slicers:
             raise ValueError("hdf5_outfile puts blocks together, but there are no slicers")
         return self

@@ -136,6 +136,13 @@ class Optimizer(Section):
     relative_tolerance: float = Field(
         1e-8, ge=0, description="For hessian: a step or change this small ends a batch."
     )
+    accumulate_batches: int = Field(
+        1,
+        ge=1,
+        le=100_000,
+        description="Batches whose mean gradient makes one step; what is left at the end of an "
+        "epoch makes one, too. Ours.",
+    )
     lr_scheduler: Schedules | None = Field(
         None, description="One, or a list whose factors are multiplied; left out: constant."
     )
@@ -152,6 +159,8 @@ class Optimizer(Section):
         momentary = self.type in ("sgd", "lars") and self.nesterov
         if momentary and (self.momentum == 0 or self.dampening != 0):
             raise ValueError("nesterov needs a momentum above 0 and dampening 0")
+        if self.type == "hessian" and self.accumulate_batches > 1:
+            raise ValueError("hessian takes one batch a step; accepted: accumulate_batches 1")
         if self.type == "lamb" and self.amsgrad:
             raise ValueError("lamb has no amsgrad; leave it out")
         return self

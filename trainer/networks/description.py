@@ -355,6 +355,22 @@ def _check_unet(network: Network, where: str) -> None:
         raise InputError(where, told, f"widths that are multiples of {divisor}")
 
 
+def fitted(network: Network, channels: int, classes: int) -> Network:
+    """With the data's channels and classes (the background among them) where the file names none.
+
+    Two classes are one output.
+    """
+    if network.keras is not None:
+        return network
+    update: dict[str, Any] = {}
+    if "in_channels" not in network.model_fields_set:
+        update["in_channels"] = channels
+    if "classes" not in network.model_fields_set:
+        update["classes"] = classes if classes > 2 else 1
+        update["activation"] = "softmax" if classes > 2 else "sigmoid"
+    return network.model_copy(update=update)
+
+
 def read_network(path: str | Path) -> Network:
     """The network file at `path`; raises InputError."""
     return parse_network(read_json(path, "layers file"), str(path))
