@@ -210,8 +210,8 @@ def likelihood(
 ) -> Tensor:
     """Negative log-likelihood -log p[target], mean over pixels, weighted as torch's NLLLoss: Σ w l
     over Σ w. Where all is background, the mean of its -log p."""
-    hit, _ = cross_entropies(logits, reading)
-    return _weighted_pixels(t * hit, t, counted, w)
+    assert reading == "softmax"
+    return _weighted_pixels(t * -logits.float().log_softmax(dim=1), t, counted, w)
 
 
 def lovasz(
