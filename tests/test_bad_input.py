@@ -43,6 +43,7 @@ OPTIONS = [
     (["--loss", "nll"], ["nll does not fit one foreground class", "bce, dice"]),
     (["--lr-scheduler-kind", "stepp"], ["unknown name 'stepp'", "did you mean 'step'", "none"]),
     (["--lr-scheduler-kind", "warmup+"], ["--lr-scheduler-kind", "unknown name ''"]),
+    (["--lr-scheduler-kind", "LinearWarmup"], ["unknown name", "did you mean 'warmup'"]),
     (["--launcher", "dokcer"], ["did you mean 'docker'", "auto, docker, process"]),
     (["--select-on", "tests"], ["did you mean 'test'"]),
     (["--metric", "acuracy"], ["did you mean 'accuracy'"]),

@@ -21,6 +21,7 @@ from study import ready
 from study.interruption import Interruption
 from study.records import TrialRecord
 from tests import studies
+from trainer.config import SCHEDULES_OF_STUDIES, Optimizer
 from trainer.errors import InputError
 
 Epochs = Callable[[dict[str, Any]], "list[float] | int"]
@@ -136,6 +137,19 @@ def test_rendered_configuration(study: Callable[..., tuple[int, str]], tmp_path:
     assert Path(config["data"]["input_path"]).is_absolute()
     network = json.loads((tmp_path / "runs/s/trial-0000/layers.json").read_text())
     assert network["network"] == "unet" and network["weights"] is None
+
+
+@pytest.mark.parametrize("kind", SCHEDULES_OF_STUDIES)
+def test_every_kind_of_schedule_is_written_as_the_trainer_reads_it(
+    study: Callable[..., tuple[int, str]], tmp_path: Path, kind: str
+) -> None:
+    options = ("--num-trials", "1", "--num-epochs", "20", "--lr-scheduler-kind", f"warmup+{kind}")
+    study(improving, *options)
+    config = json.loads((tmp_path / "runs/s/trial-0000/config.json").read_text())["neural_network"]
+    written = config["optimizer"]["lr_scheduler"]
+    assert [one["type"].lower() for one in written] == ["warmup", kind]
+    read = Optimizer.model_validate(config["optimizer"]).schedules
+    assert [one.type for one in read] == ["warmup", kind] and read[0].num_epochs == 2
 
 
 def test_augment_none_is_the_published_protocol(
