@@ -88,7 +88,8 @@ def study(
         _option(
             "--loss",
             "-l",
-            help="Comma list: bce, dice, jaccard, focal, lovasz, mse; nll with several classes. "
+            help="Comma list: bce, dice, jaccard, focal, lovasz, mse, dice_ce, log_dice, tversky, "
+            "adaptive_dice32, generalized_dice; nll with several classes. "
             "[default: bce,dice; with several classes nll,dice]",
             show_default=False,
         ),

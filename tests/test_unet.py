@@ -143,12 +143,13 @@ def test_files_of_layers_take_sizes_that_are_no_cubes(
         module.check(wrong)
 
 
-SMALL = {"dimensions": 3, "width": 4, "depth": 2, "in_channels": 1, "classes": 2}
+SMALL: dict[str, Any] = {"dimensions": 3, "width": 4, "depth": 2, "in_channels": 1, "classes": 2}
 OPTIONS: list[dict[str, Any]] = [
     {"downsampling": "stride", "normalization": "instance", "nonlinearity": "leaky_relu"},
     {"upsampling": "nearest", "normalization": "group", "groups": 2, "half_first": True},
     {"upsampling": "transpose_same", "normalization": "none", "convolution_bias": True},
     {"widths": [2, 6, 4], "dropout": [0, 0.5, 0]},
+    {"depth": 0},
 ]
 
 
@@ -238,7 +239,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"network": "unet", "dimensions": 4}, "less than or equal to 3"),
     ({"network": "monai.UNet", "normalization": "group"}, "takes no 'normalization'; accepted: wi"),
     ({"network": "unet", "widths": [8, 16], "depth": 2}, "2 numbers for depth 2; accepted: 3"),
-    ({"network": "unet", "widths": [8]}, "at least 2"),
+    ({"network": "unet", "widths": []}, "at least 1"),
     ({"network": "unet", "dropout": [0.1]}, "1 numbers for depth 4; accepted: 5: one a level"),
     ({"network": "unet", "dropout": [0, 0, 0, 0, 1]}, "less than 1"),
     ({"network": "unet", "widths": [3, 4], "half_first": True}, "3 channels have no half"),

@@ -27,6 +27,7 @@ import numpy as np
 from trainer.errors import InputError
 from trainer.files import write_atomically, write_json
 from trainer.model import Model, load_model
+from trainer.networks.description import array_order
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +120,7 @@ def _sizes(model: Model) -> list[tuple[int, ...]]:
     taken = []
     for size in sizes:
         with contextlib.suppress(InputError):
-            model.network.check(tuple(reversed(size)))
+            model.network.check(array_order(size))
             taken.append(size)
     if len(taken) == len(sizes):
         return taken

@@ -112,10 +112,10 @@ class Network(BaseModel):
     width: int = Field(
         8, ge=1, description="unet: channels of the first level, twice as many in each level below."
     )
-    depth: int = Field(4, ge=1, le=8, description="unet: how often the image is halved.")
+    depth: int = Field(4, ge=0, le=8, description="unet: how often the image is halved.")
     widths: list[Annotated[int, Field(ge=1)]] | None = Field(
         None,
-        min_length=2,
+        min_length=1,
         max_length=9,
         description="unet: channels of each level, the first one above. Instead of width, depth..",
     )
@@ -184,7 +184,7 @@ class Network(BaseModel):
             known["activation"] = "sigmoid" if content.get("classes", 1) == 1 else "softmax"
         if content.get("module") is not None:
             known.setdefault("network", "module")
-        if isinstance(widths := content.get("widths"), list) and len(widths) > 1:
+        if isinstance(widths := content.get("widths"), list) and widths:
             known.setdefault("depth", len(widths) - 1)
         return known
 
