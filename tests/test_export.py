@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.errors import InputError
@@ -190,6 +191,7 @@ NETWORKS_OF_VOLUMES: list[dict[str, Any]] = [
     {"network": "unet", "upsampling": "nearest", "normalization": "group", "half_first": True},
     {"network": "unet", "upsampling": "transpose_same", "convolution_bias": True},
     {"network": "monai.UNet", "divisor": 4},
+    {"network": "monai.DynUNet", "divisor": 4},
 ]
 
 
@@ -198,8 +200,11 @@ def test_networks_of_volumes_at_sizes_that_are_no_cubes(
     keys: dict[str, Any], tmp_path: Path
 ) -> None:
     small: dict[str, Any] = {"width": 8, "depth": 2}
-    if keys["network"] != "unet":
+    if keys["network"] == "monai.UNet":
         small = {"arguments": {"channels": [4, 8, 8], "strides": [2, 2], "num_res_units": 1}}
+    if keys["network"] == "monai.DynUNet":
+        kernels = {"kernel_size": [3, 3, 3], "upsample_kernel_size": [2, 2]}
+        small = {"arguments": {**kernels, "strides": [1, 2, 2], "filters": [4, 8, 8]}}
     fitting = {"dimensions": 3, "in_channels": 2, "classes": 3}
     described = parse_network({**keys, **small, **fitting}, "layers.json")
     torch.manual_seed(1)
@@ -215,6 +220,9 @@ def test_networks_of_volumes_at_sizes_that_are_no_cubes(
     volume = torch.rand(3, 2, 8, 20, 12)
     with torch.inference_mode():
         expected = model.network.probabilities(model.network(volume)).numpy()
+    weights = load_file(tmp_path / "out/model.safetensors")
+    assert weights.keys() == state.keys()
+    assert all(torch.equal(weights[key], state[key]) for key in state)
     found = run(tmp_path / "out/model.onnx", volume.numpy())
     assert found.shape == expected.shape == (3, 3, 8, 20, 12)
     assert np.abs(found - expected).max() < 1e-5

@@ -187,7 +187,8 @@ def to_safetensors(model: Model) -> bytes:
     from safetensors.torch import save
 
     network = model.network.description.model_dump_json()
-    state = {k: v.cpu().contiguous() for k, v in model.network.body.state_dict().items()}
+    # Copies: a tensor with two names, as in MONAI's DynUNet, is refused.
+    state = {k: v.cpu().contiguous().clone() for k, v in model.network.body.state_dict().items()}
     return save(state, {"network": network, "use": model.use.model_dump_json(exclude_unset=True)})
 
 

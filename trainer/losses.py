@@ -4,10 +4,10 @@ They take what a network computes before its final activation, not probabilities
 single precision: a sigmoid before the loss rounds to 1 in half precision and makes the logarithm
 infinite. Log-probabilities are logits of a softmax, too.
 
-All means and sums go over the whole batch. `weight` has a number for each class, and makes a mean a
-weighted one; with two numbers, a network of one output is weighed as background and foreground.
-Targets of `ignore_index` do not count, nor those that are not a number (the padding of blocks); a
-batch in which nothing counts has the loss 0.
+All means and sums go over the whole batch; the Dice of dice_ce over each sample. `weight` has a
+number for each class, and makes a mean a weighted one; with two numbers, a network of one output is
+weighed as background and foreground. Targets of `ignore_index` do not count, nor those that are not
+a number (the padding of blocks); a batch in which nothing counts has the loss 0.
 """
 
 from __future__ import annotations
@@ -257,6 +257,114 @@ def nll(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), indices(target))
 
 
+# ---- Dice and its relatives, as the published systems for volumes define them ----
+
+
+def _sums_of_classes(
+    logits: Tensor, t: Tensor, counted: Tensor | None, reading: Reading
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(Σpt, Σp, Σt) of each class over the batch and space, each (C,)."""
+    p, t = probabilities(logits, reading), t.float()
+    if counted is not None:
+        p, t = p * counted, t * counted
+    return (p * t).sum(_over(p)), p.sum(_over(p)), t.sum(_over(p))
+
+
+def dice_ce(
+    logits: Tensor,
+    t: Tensor,
+    counted: Tensor | None,
+    reading: Reading,
+    _: Tensor | None,
+    eps: float,
+    first: int,
+) -> Tensor:
+    """Half of the mean of 1 - Dice, half cross-entropy (MLPerf Training, 3D U-Net).
+
+    Dice is (2 Σpt + eps) / (Σp + Σt + eps) of each sample and class, sums over space; the mean goes
+    over samples and the classes from `first` on. Cross-entropy goes over all classes, mean over the
+    pixels of the batch; of a sigmoid it is binary, mean over the outputs, too.
+    """
+    p, truth = probabilities(logits, reading), t.float()
+    if counted is not None:
+        p, truth = p * counted, truth * counted
+    p, truth = (x.reshape(*x.shape[:2], -1) for x in (p, truth))
+    score = (2 * (p * truth).sum(-1) + eps) / (p.sum(-1) + truth.sum(-1) + eps)
+    entropy = likelihood if reading == "softmax" else binary
+    return 0.5 * ((1 - score[:, first:]).mean() + entropy(logits, t, counted, reading, None))
+
+
+def adaptive_dice32(
+    logits: Tensor,
+    t: Tensor,
+    counted: Tensor | None,
+    reading: Reading,
+    _: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """1 - Σ w d / (C / e), w = exp(-d), d = 2 (Σpt + eps) / (Σp + Σt + eps) of each class
+    (TensorFlow's 3D U-Net).
+
+    The gradient goes through w. Background counts. A class that is in neither has d = 2, as
+    published, not 1.
+    """
+    both, predicted, true = _sums_of_classes(logits, t, counted, reading)
+    d = 2 * (both + eps) / (predicted + true + eps)
+    loss = 1 - ((-d).exp() * d).sum() * math.e / len(d)
+    return loss if counted is None else loss * counted.any()
+
+
+def log_dice(
+    logits: Tensor,
+    t: Tensor,
+    counted: Tensor | None,
+    reading: Reading,
+    w: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """log(Σp + Σt + eps) - log(2 Σpt + eps), mean over classes (Intel's U-Net, eps 1)."""
+    both, predicted, true = _sums_of_classes(logits, t, counted, reading)
+    return _mean((predicted + true + eps).log() - (2 * both + eps).log(), w)
+
+
+def tversky(
+    logits: Tensor,
+    t: Tensor,
+    counted: Tensor | None,
+    reading: Reading,
+    w: Tensor | None,
+    eps: float,
+    alpha: float,
+    beta: float,
+) -> Tensor:
+    """1 - (Σpt + eps) / (Σpt + alpha Σp(1 - t) + beta Σ(1 - p)t + eps), mean over classes (Salehi
+    et al. 2017; TensorFlow's 3D U-Net has the same index, summed over classes)."""
+    both, predicted, true = _sums_of_classes(logits, t, counted, reading)
+    wrong = alpha * (predicted - both) + beta * (true - both)
+    return _mean(1 - (both + eps) / (both + wrong + eps), w)
+
+
+def generalized_dice(
+    logits: Tensor,
+    t: Tensor,
+    counted: Tensor | None,
+    reading: Reading,
+    _: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """1 - (2 Σ w Σpt + eps) / (Σ w (Σp + Σt) + eps), the outer sums over classes, with
+    w = 1 / ((Σt)² + eps) (Sudre et al. 2017).
+
+    A class that the batch lacks has the largest w of the others: its own, 1 / eps, would drown
+    them.
+    """
+    both, predicted, true = _sums_of_classes(logits, t, counted, reading)
+    w = torch.where(true > 0, 1 / (true**2 + eps), 0)
+    largest = w.max()
+    w = torch.where(true > 0, w, torch.where(largest > 0, largest, 1.0))
+    return 1 - (2 * (w * both).sum() + eps) / ((w * (predicted + true)).sum() + eps)
+
+
 # ---- targets ----
 
 
@@ -305,6 +413,8 @@ def build_loss(
             return functools.partial(dice, eps=loss.eps)
         if loss.function == "nll" and reading == "softmax":
             return nll
+    backgrounds = outputs > 1 and task in ("classes", "labels")
+    first = 1 if backgrounds and not loss.include_background else 0
     functions: dict[str, Callable[..., Tensor]] = {
         "bce": binary,
         "mse": squares,
@@ -313,9 +423,15 @@ def build_loss(
         "focal": functools.partial(focal, gamma=loss.gamma),
         "lovasz": lovasz,
         "nll": likelihood,
+        "dice_ce": functools.partial(dice_ce, eps=loss.eps, first=first),
+        "adaptive_dice32": functools.partial(adaptive_dice32, eps=loss.eps),
+        "log_dice": functools.partial(log_dice, eps=loss.eps),
+        "tversky": functools.partial(tversky, eps=loss.eps, alpha=loss.alpha, beta=loss.beta),
+        "generalized_dice": functools.partial(generalized_dice, eps=loss.eps),
     }
     function = functions[loss.function]
-    weight = torch.tensor(loss.weight) if loss.weight else None
+    weighs = loss.weight is not None and "weight" in LOSS_FIELDS[loss.function]
+    weight = torch.tensor(loss.weight) if weighs else None
     as_two = outputs == 1 and weight is not None and len(weight) == 2
 
     def compute(logits: Tensor, target: Tensor) -> Tensor:
@@ -346,7 +462,7 @@ def _check(loss: Loss, outputs: int, task: Task, reading: Reading) -> None:
     if name == "nll" and reading != "softmax":
         found = "nll needs classes that exclude each other, but the network ends in sigmoid"
         raise InputError(
-            "loss.function", found, "bce, dice, jaccard, focal, or a softmax at its end"
+            "loss.function", found, "bce, dice, dice_ce, focal, …, or a softmax at its end"
         )
     if reading == "identity" and name != "mse":
         raise InputError("loss.function", f"{name} needs probabilities", "mse")

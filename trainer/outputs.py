@@ -89,6 +89,11 @@ LOSS_NAMES = {
     "jaccard": "Jaccard score",
     "focal": "Focal",
     "lovasz": "Lovasz",
+    "dice_ce": "Dice and cross-entropy",
+    "adaptive_dice32": "Adaptive Dice",
+    "log_dice": "Logarithm of Dice",
+    "tversky": "Tversky",
+    "generalized_dice": "Generalized Dice",
 }
 SCHEDULE_NAMES = {
     "exponential": "Exponential",

@@ -9,9 +9,10 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from trainer.config.section import Section, any_case, one_of
 
 OPTIMIZERS = ("sgd", "rmsprop", "adagrad", "adam", "adamw", "lars", "lamb", "hessian")
-LOSSES = ("bce", "dice", "nll", "mse", "jaccard", "focal", "lovasz")
-LOSSES_OF_FOREGROUND = ("bce", "dice", "jaccard", "focal", "lovasz", "mse")
-LOSSES_OF_CLASSES = ("nll", "dice", "jaccard", "focal", "lovasz", "bce", "mse")
+OVERLAP_LOSSES = ("dice_ce", "adaptive_dice32", "log_dice", "tversky", "generalized_dice")
+LOSSES = ("bce", "dice", "nll", "mse", "jaccard", "focal", "lovasz", *OVERLAP_LOSSES)
+LOSSES_OF_FOREGROUND = ("bce", "dice", "jaccard", "focal", "lovasz", "mse", *OVERLAP_LOSSES)
+LOSSES_OF_CLASSES = ("nll", "dice", "jaccard", "focal", "lovasz", "bce", "mse", *OVERLAP_LOSSES)
 """Those for a network of one output, and for one that has an output a class."""
 
 SCHEDULES = (
@@ -173,8 +174,21 @@ LOSS_FIELDS: dict[str, tuple[str, ...]] = {
     "jaccard": ("source", "weight", "ignore_index", "eps"),
     "focal": ("source", "weight", "ignore_index", "gamma"),
     "lovasz": ("source", "ignore_index"),
+    "dice_ce": ("source", "ignore_index", "eps", "include_background"),
+    "adaptive_dice32": ("source", "ignore_index", "eps"),
+    "log_dice": ("source", "weight", "ignore_index", "eps"),
+    "tversky": ("source", "weight", "ignore_index", "eps", "alpha", "beta"),
+    "generalized_dice": ("source", "ignore_index", "eps"),
 }
 """The keys that act, for each loss."""
+
+EPS_OF = {"dice_ce": 1e-6, "log_dice": 1.0}
+"""What `eps` is where it is left out, for losses that publish another than 1e-7."""
+
+
+def _losses_with(name: str) -> str:
+    """Which losses a key is for, in words."""
+    return ", ".join(function for function, fields in LOSS_FIELDS.items() if name in fields)
 
 
 class Loss(Section):
@@ -189,13 +203,24 @@ class Loss(Section):
         "that ends in none of these, what its output is to be taken for.",
     )
     weight: list[Annotated[float, Field(ge=0)]] | None = Field(
-        None, description="One number a class: how much it counts."
+        None, description=f"One number a class: how much it counts. {_losses_with('weight')}."
     )
     ignore_index: int | None = Field(
         None,
         description="Targets of this class, or of this value where it is no class, do not count.",
     )
-    eps: float = Field(1e-7, gt=0, description="dice, jaccard: keeps an empty batch finite.")
+    eps: float = Field(
+        1e-7,
+        gt=0,
+        description=f"{_losses_with('eps')}: added above and below the fraction, which keeps an "
+        "empty batch finite. Left out: dice_ce 1e-6, log_dice 1.",
+    )
+    include_background: bool = Field(
+        False,
+        description="dice_ce: class 0 counts in the Dice part, too; it always does in the other.",
+    )
+    alpha: float = Field(0.3, ge=0, description="tversky: how much a false positive counts.")
+    beta: float = Field(0.7, ge=0, description="tversky: how much a false negative counts.")
     gamma: float = Field(
         2.0, ge=0, description="focal: how much easy pixels count less; 0 is cross-entropy. Ours."
     )
@@ -206,4 +231,8 @@ class Loss(Section):
     def _weighs_something(self) -> Loss:
         if self.weight is not None and (not self.weight or not any(self.weight)):
             raise ValueError("weight: no class counts")
+        if self.function == "tversky" and self.alpha == self.beta == 0:
+            raise ValueError("tversky needs an alpha or a beta above 0")
+        if "eps" not in self.model_fields_set and self.function in EPS_OF:
+            object.__setattr__(self, "eps", EPS_OF[self.function])
         return self
