@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ LAYOUTS = {
 }
 """Layouts that are prepared alike, and what they are."""
 
-COMMANDS = (*LAYOUTS,)
+PHANTOMS = {
+    "msd": "brains of four channels with tumours",
+    "nnunet": "the same, with regions and folds",
+    "pairs": "abdomens in CT as .nrrd",
+    "dicom": "the same as DICOM series",
+    "kits19": "kidneys in CT",
+    "lits": "livers in CT",
+    "brats": "brains in a file a modality",
+}
+COMMANDS = (*LAYOUTS, "phantoms")
 
 
 def add_commands(commands: Any) -> None:
@@ -68,6 +78,20 @@ def add_commands(commands: Any) -> None:
                 help="of each channel, like CT or T1,FLAIR; CT is normalized as a whole set",
             )
 
+    text = "make up volumes, in the layout of a published data set: "
+    text += "; ".join(f"{kind}: {what}" for kind, what in PHANTOMS.items())
+    parser = commands.add_parser(
+        "phantoms",
+        help="make up volumes, for a first try",
+        description=text,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("kind", metavar="KIND", choices=PHANTOMS, help=", ".join(PHANTOMS))
+    parser.add_argument("target", metavar="TARGET", type=Path, help="a new or empty folder")
+    parser.add_argument("--cases", type=int, default=12, help="how many")
+    parser.add_argument("--size", type=int, default=48, help="voxels a side, about")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same volumes")
+
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -115,6 +139,19 @@ def show_progress(what: str, done: int, total: int) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Runs one of these commands; raises InputError."""
+    RUNS.get(given.command, _prepare)(given)
+
+
+def _phantoms(given: argparse.Namespace) -> None:
+    from trainer.prepare.phantoms import make_phantoms
+
+    make_phantoms(given.kind, given.target, given.cases, given.size, given.seed, show_progress)
+    print(f"Wrote {given.cases} volumes to {given.target}: {PHANTOMS[given.kind]}.")
+    print("They are made up: nothing medical follows.")
+    print(f"Next: python -m trainer.prepare {NEXT.get(given.kind, given.kind)} {given.target} DATA")
+
+
+def _prepare(given: argparse.Namespace) -> None:
     from trainer.prepare.volumes import Choices, prepare
 
     for option, number in (("--jobs", given.jobs), ("--memory-gib", given.memory_gib)):
@@ -168,3 +205,7 @@ def _sources(given: argparse.Namespace) -> Any:
     patterns = (given.image_pattern, given.label_pattern)
     found = layouts.pairs(images, labels, *patterns, given.patient)
     return found._replace(channels=[one for one in given.modality.split(",") if one])
+
+
+NEXT = {"brats": "brats-slices"}
+RUNS: dict[str, Callable[[argparse.Namespace], None]] = {"phantoms": _phantoms}
