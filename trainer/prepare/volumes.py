@@ -201,6 +201,16 @@ def check_cases(
     return seen, faults
 
 
+def _told_all(faults: Sequence[InputError], name: str) -> InputError:
+    """One error that names each bad case, however many there are."""
+    fix = "correct them, or go on without them: --skip-bad"
+    if len(faults) == 1:
+        return InputError(faults[0].where, faults[0].found, faults[0].accepted, fix)
+    lines = [f"- {fault.where}: {fault.found}" for fault in faults]
+    told = "\n".join([f"{len(faults)} cases have a fault", *lines])
+    return InputError(f"the cases of {name}", told, fix=fix)
+
+
 def split_parts(seen: Sequence[Seen], choices: Choices) -> list[Seen]:
     """The cases with their part: that of the data set, else drawn by patient."""
     if any(one.source.part for one in seen):
@@ -227,7 +237,7 @@ def split_parts(seen: Sequence[Seen], choices: Choices) -> list[Seen]:
     ]
 
 
-def notes_of(seen: Sequence[Seen], orientation: str) -> list[str]:
+def notes_of(seen: Sequence[Seen], orientation: str, classes: Sequence[str]) -> list[str]:
     """What is not wrong, but should be known."""
     turned = Counter(one.grid.orientation for one in seen if one.grid.orientation != orientation)
     told = []
@@ -242,6 +252,9 @@ def notes_of(seen: Sequence[Seen], orientation: str) -> list[str]:
     empty = [one.source.name for one in seen if one.source.label and not sum(one.voxels[1:])]
     if empty:
         told.append(f"Without any foreground: {_listed(empty)}.")
+    voxels = [sum(one.voxels[number] for one in seen) for number in range(len(classes))]
+    if unseen := [name for name, count in zip(classes, voxels, strict=True) if not count]:
+        told.append(f"No case has a voxel of: {', '.join(unseen)}.")
     return told
 
 
@@ -280,12 +293,11 @@ def prepare(
     seen, faults = check_cases(sources.cases, classes, channels, jobs, progress)
     faults = [*sources.faults, *faults]
     if faults and (not choices.skip_bad or not seen):
-        fault = joined(faults, f"the cases of {sources.name}")
-        fix = "correct them, or go on without them: --skip-bad"
-        raise InputError(fault.where, fault.found, fault.accepted, fix)
+        raise _told_all(faults, sources.name)
     seen = split_parts(seen, choices)
     orientation = seen[0].grid.orientation
-    notes = [f"Left out: {fault}" for fault in faults] + notes_of(seen, orientation)
+    notes = [f"Left out: {fault.where}: {fault.found}" for fault in faults]
+    notes += notes_of(seen, orientation, classes.classes)
     count = len(seen[0].sampled)
     names = sources.channels or [f"channel {n}" for n in range(count)]
     known_spacing = not any(path.suffix == ".npy" for one in seen for path in one.source.images)
