@@ -107,8 +107,8 @@ def study(
         str | None,
         _option(
             "--lr-scheduler-kind",
-            help="Comma list: exponential, step, multistep, warmup, none, or several multiplied, "
-            "like warmup+step; of several the search chooses.",
+            help="Comma list: exponential, step, multistep, warmup, polynomial, cosine, none, or "
+            "several multiplied, like warmup+step; of several the search chooses.",
         ),
     ] = None,
     lr_scheduler_gamma: Annotated[

@@ -25,6 +25,7 @@ from trainer.config import (
     Patches,
     RandomPatches,
     Slicer,
+    Slices,
     Transform,
     Window,
 )
@@ -41,6 +42,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("data.transforms[].random_factor", RandomFactor),
     ("data.transforms[].random_noise", RandomNoise),
     ("data.patches", Patches),
+    ("data.slices", Slices),
     ("data.slicers[]", Slicer),
     ("evaluation", Evaluation),
     ("evaluation.window", Window),

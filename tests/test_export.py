@@ -14,10 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.checkpoint import load_checkpoint
+from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.errors import InputError
 from trainer.export import export, main
 from trainer.model import load_model
+from trainer.networks.build import build
+from trainer.networks.description import parse_network
 
 pytestmark = pytest.mark.slow
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -181,3 +183,38 @@ def test_a_network_of_one_size_says_so(tmp_path: Path, python: Python) -> None:
     assert facts["input"]["size"] == [12, 10] and facts["output"]["classes"] == ["a", "b"]
     found = run(tmp_path / "out/model.onnx", np.full((4, 1, 10, 12), 0.8, np.float32))
     assert found.shape == (4, 2) and np.allclose(found.sum(axis=1), 1)
+
+
+NETWORKS_OF_VOLUMES: list[dict[str, Any]] = [
+    {"network": "unet", "downsampling": "stride", "normalization": "instance"},
+    {"network": "unet", "upsampling": "nearest", "normalization": "group", "half_first": True},
+    {"network": "unet", "upsampling": "transpose_same", "convolution_bias": True},
+    {"network": "monai.UNet", "divisor": 4},
+]
+
+
+@pytest.mark.parametrize("keys", NETWORKS_OF_VOLUMES)
+def test_networks_of_volumes_at_sizes_that_are_no_cubes(
+    keys: dict[str, Any], tmp_path: Path
+) -> None:
+    small: dict[str, Any] = {"width": 8, "depth": 2}
+    if keys["network"] != "unet":
+        small = {"arguments": {"channels": [4, 8, 8], "strides": [2, 2], "num_res_units": 1}}
+    fitting = {"dimensions": 3, "in_channels": 2, "classes": 3}
+    described = parse_network({**keys, **small, **fitting}, "layers.json")
+    torch.manual_seed(1)
+    state = build(described).body.state_dict()
+    use = {"scaling": "none", "task": "classes", "class_names": ["other", "liver", "lesion"]}
+    content = {"network": described.model_dump(), "state": state, "use": use}
+    save_checkpoint(tmp_path / "volumes.pt", content)
+    assert main([str(tmp_path / "volumes.pt"), "--out", str(tmp_path / "out")]) == 0
+    facts = json.loads((tmp_path / "out/model.json").read_text())
+    assert facts["input"]["axes"] == ["batch", "channel", "depth", "height", "width"]
+    assert (facts["input"]["multiple_of"], facts["input"]["size"]) == (4, None)
+    model = load_model(tmp_path / "volumes.pt", "cpu")
+    volume = torch.rand(3, 2, 8, 20, 12)
+    with torch.inference_mode():
+        expected = model.network.probabilities(model.network(volume)).numpy()
+    found = run(tmp_path / "out/model.onnx", volume.numpy())
+    assert found.shape == expected.shape == (3, 3, 8, 20, 12)
+    assert np.abs(found - expected).max() < 1e-5

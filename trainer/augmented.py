@@ -123,7 +123,11 @@ def show_case(config_path: Path, case: str, part: str | None) -> Shown:
     index = find_case(sizes[part], case, part)
     pair = sizes[part][index]
     transform, images = usage.transform(), usage.open([pair])
-    if not isinstance(pair, Pair) or not isinstance(images, ImageSet):
+    if (
+        not isinstance(pair, Pair)
+        or not isinstance(images, ImageSet)
+        or not isinstance(transform, BatchTransform)
+    ):
         raise InputError(str(config_path), "its data are arrays", "a configuration of images")
     raw, raw_targets = images.batch(torch.zeros(1, dtype=torch.long))
     x, targets = transform.evaluated(raw, raw_targets, torch.tensor([index]))

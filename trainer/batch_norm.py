@@ -16,16 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data.samples import Samples
-from trainer.data.transforms import BatchTransform
-from trainer.device import autocast, in_layout, on_device
+from trainer.data.volumes.augment import AnyTransform
+from trainer.device import Precision, autocast, in_layout, on_device
 
 MOST_IMAGES = 256
+MOST_CROPS = 32
+"""Of volumes, which have as many voxels each as many images have pixels."""
 
 
 def _spread(images: Samples, batch_size: int) -> list[Tensor]:
-    """Up to 256 images in batches that mix no groups; none of one image, which may leave one value
-    a channel, but where there is nothing else."""
-    count = min(len(images), MOST_IMAGES)
+    """Up to 256 images, or 32 crops of volumes, in batches that mix no groups; none of one image,
+    which may leave one value a channel, but where there is nothing else."""
+    count = min(len(images), MOST_IMAGES if len(images.shape) < 4 else MOST_CROPS)
     chosen = torch.linspace(0, len(images) - 1, count).round().long()
     batches: list[Tensor] = []
     for number, end in zip(images.groups, accumulate(images.groups), strict=True):
@@ -39,9 +41,10 @@ def _spread(images: Samples, batch_size: int) -> list[Tensor]:
 def refresh_batch_norm(
     network: nn.Module,
     images: Samples,
-    transform: BatchTransform,
+    transform: AnyTransform,
     device: torch.device,
     batch_size: int,
+    precision: Precision = "auto",
 ) -> None:
     """Sets the running statistics of `network` to those of up to 256 images, spread evenly.
 
@@ -71,7 +74,7 @@ def refresh_batch_norm(
         raw, truth = images.batch(indices)
         truth = None if truth is None else on_device(truth, device)
         inputs, _ = transform.evaluated(on_device(raw, device), truth, indices)
-        with autocast(device):
+        with autocast(device, precision):
             network(in_layout(inputs, device))
     for layer, momentum, batches in zip(layers, momenta, seen, strict=True):
         layer.momentum = momentum

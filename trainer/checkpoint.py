@@ -38,6 +38,7 @@ from trainer.networks.weights import sha256
 if TYPE_CHECKING:
     from trainer.networks.build import SegmentationNetwork
     from trainer.networks.description import Network
+    from trainer.optimizers import Stepping
     from trainer.usage import Usage
 
 FORMAT = 1
@@ -237,7 +238,7 @@ class Saver:
         config: Config,
         usage: Usage,
         network: SegmentationNetwork,
-        optimizer: torch.optim.Optimizer,
+        stepping: Stepping,
         progress: Progress,
         events: EventLog,
         started_from: str,
@@ -247,7 +248,7 @@ class Saver:
         code = code_of(usage.network, Path(usage.source))
         self._code_sha256 = sha256(code) if code and code.is_file() else None
         self._folder, self._config, self._usage = folder, config, usage
-        self._network, self._optimizer = network, optimizer
+        self._network, self._stepping = network, stepping
         self._progress, self._events, self._started_from = progress, events, started_from
         self._saved = time.monotonic()
 
@@ -295,7 +296,7 @@ class Saver:
         training = {
             "epoch": progress.event["epoch"],
             "batches": len(progress.losses),
-            "optimizer": self._optimizer.state_dict(),
+            **self._stepping.state(),
             "progress": vars(progress),
         }
         self._write(self._folder, LAST, {**self._content(), "training": training})

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import InputError
-from trainer.networks.description import Network, array_order, check_size, read_network
+from trainer.networks.description import Network, array_order, check_size, read_network, shown_size
 
 if TYPE_CHECKING:
     from trainer.networks.build import SegmentationNetwork
@@ -72,7 +72,7 @@ def _of_graph(network: Network, sizes: tuple[int, ...] | None) -> dict[str, Any]
 
 
 def _of_module(network: Network, sizes: tuple[int, ...] | None) -> dict[str, Any]:
-    free = list(sizes) if sizes else [None, None]
+    free = list(sizes) if sizes else [None] * network.dimensions
     facts: dict[str, Any] = {
         "name": network.label,
         "input_shape": [network.in_channels, *free],
@@ -127,7 +127,7 @@ def _computed(module: SegmentationNetwork, sizes: tuple[int, ...]) -> dict[str, 
             module(torch.zeros(1, network.in_channels, *sizes, device=device))
     except (RuntimeError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        shown = "x".join(map(str, array_order(sizes)))
+        shown = shown_size(array_order(sizes))
         raise InputError("--at", f"{network.label} cannot take {shown}: {lines[0]}") from None
     flops = int(counter.get_total_flops())
     return {"multiply_adds": flops // 2, "activation_memory_bytes": 4 * total}

@@ -58,7 +58,6 @@ def evaluate_volumes(
     samples: VolumeSet,
     device: torch.device,
     asked: Asked,
-    size: tuple[int, ...],
     batch_size: int,
     aim: Aim,
     loss: LossFunction | None = None,
@@ -68,12 +67,15 @@ def evaluate_volumes(
     precision: Precision = "auto",
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Runs the network over whole volumes in windows of `size`, `batch_size` at a time.
+    """Runs the network over whole volumes in windows, `batch_size` at a time; `asked` says their
+    size.
 
     The loss is that of a volume's averaged logits on its prepared grid; the scores are those of the
     classes on the scan's own grid, every case counting once.
     """
     network.eval()
+    size = asked.window.size
+    assert size
     scores: list[VolumeScore] = []
     losses: list[Tensor] = []
     printed = printed_batches(len(samples.cases))

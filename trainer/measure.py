@@ -19,18 +19,16 @@ import torch
 from trainer.batch_norm import MOST_IMAGES, refresh_batch_norm
 from trainer.checkpoint import Progress, Saver
 from trainer.config import Config
-from trainer.data.array_set import ArraySet
 from trainer.data.cache import SHARE_OF_FREE_MEMORY, ImageSet, free_memory_bytes
-from trainer.data.samples import Item
+from trainer.data.samples import AnySamples, Item
 from trainer.device import device_label, open_device, peak_memory_bytes, placed
 from trainer.errors import InputError
-from trainer.evaluate import OwnSizeMasks, evaluate
+from trainer.evaluate import OwnSizeMasks
 from trainer.networks.build import build
 from trainer.networks.weights import find_weights
-from trainer.optimizers import build_optimizer
+from trainer.optimizers import open_stepping
 from trainer.outputs import TextLogs
-from trainer.schedules import RateSchedule
-from trainer.train import Run, Work, train_epoch
+from trainer.train import Run, Work, scored_part, train_epoch
 from trainer.usage import open_run
 
 BATCHES = 4
@@ -61,8 +59,7 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
     folder = Path(usage.source).absolute().parent
     network = build(usage.network, weights, folder=folder, trust_code=True)
     network = placed(network, device)
-    optimizer = build_optimizer(network.parameters(), config.optimizer)
-    rates = RateSchedule(optimizer, config.optimizer, config.num_epochs)
+    stepping = open_stepping(network, config, device, [len(parts.training)])
     transform, loss = usage.transform(), usage.loss(config)
     work = Work(config, this, parts, usage, network, device, transform, loss)
     progress = Progress()
@@ -71,7 +68,7 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
         config,
         usage,
         network,
-        optimizer,
+        stepping,
         progress,
         this.events,
         "measured",
@@ -79,16 +76,16 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
     )
     built = time.monotonic() - began
 
-    def read(items: Sequence[Item]) -> ImageSet | ArraySet:
+    def read(items: Sequence[Item]) -> AnySamples:
         images = usage.open(items)
         images.preload(torch.get_num_threads(), this.stop.asked)
         this.stop.check()
         images.to(device)
         return images
 
-    def train(images: ImageSet | ArraySet) -> None:
+    def train(images: AnySamples) -> None:
         progress.losses.clear()
-        train_epoch(work, images, optimizer, rates, 1, TextLogs(None), saver, progress)
+        train_epoch(work, images, stepping, 1, TextLogs(None), saver, progress)
 
     batch = min(config.data.batch_size, len(parts.training))
     first, seconds_to_read = _timed(lambda: read(_spread(parts.training, batch)))
@@ -115,9 +112,7 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
             masks = OwnSizeMasks(evaluated, device)
 
         def score() -> None:
-            test_batch = config.data.test_batch_size
-            told = loss if evaluated.has_targets else None
-            evaluate(network, evaluated, transform, device, test_batch, usage.aim, told, masks)
+            scored_part(work, evaluated, masks)
 
         for name in ("first_evaluate_image", "evaluate_image"):
             seconds[name] = _timed(score)[1] / len(evaluated)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trainer.config import Data, Transform, Window
 from trainer.data.images import prepared
 from trainer.data.masks import Masks
+from trainer.data.volumes.grid import Grid
+from trainer.data.volumes.scans import Scan
 from trainer.data.volumes.volume_file import Header
 from trainer.errors import InputError
-from trainer.tasks import Reading, Task, reading_of
+from trainer.tasks import Aim, Reading, Task, reading_of
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +85,15 @@ def data_of(use: Use) -> Data:
     )
 
 
+class Segmented(NamedTuple):
+    """What a model finds in a scan: `classes` (D, H, W) uint8 on its own grid, `probabilities`
+    (C, d, h, w) as the network gives them, and `field`, the grid that these lie on."""
+
+    classes: NDArray[np.uint8]
+    probabilities: NDArray[np.float32]
+    field: Grid
+
+
 @dataclass(frozen=True)
 class Model:
     """A trained network and how it is used; `load_model` makes one."""
@@ -109,9 +120,23 @@ class Model:
     @property
     def classes(self) -> list[str]:
         """Names of the classes; their numbers are those in a predicted mask."""
+        if self.use.volumes:
+            return list(self.use.volumes.classes)
         return (
             self.masks.names if self.masks else self.use.class_names or ["background", "foreground"]
         )
+
+    @property
+    def label_values(self) -> list[tuple[str, int]]:
+        """Of a model of volumes: what a written label holds for each class: the value that the
+        class had in the training's own labels, or its number where a class had several."""
+        assert self.use.volumes
+        preparation = self.use.volumes.preparation
+        groups = [preparation.labels.get(name, ()) for name in self.classes[1:]]
+        if all(len(values) == 1 for values in groups):
+            values = [0, *(group[0] for group in groups)]
+            return list(zip(self.classes, values, strict=True))
+        return [(name, number) for number, name in enumerate(self.classes)]
 
     @property
     def reading(self) -> Reading:
@@ -125,6 +150,43 @@ class Model:
         C is 1 for foreground alone, else one a class. Raises InputError for another kind of array.
         """
         return np.asarray(self._probabilities(image).cpu().numpy()[0])
+
+    def predict_scan(self, scan: Scan, mirror: bool = False) -> Segmented:
+        """A scan as it came, prepared as those of the training were: the class of each of its own
+        voxels. `mirror` averages over flips, whatever the training did.
+
+        Raises InputError where the model is not of volumes, or the scan has other channels.
+        """
+        from trainer.data.volumes.windows import kept_region, predict_windows
+        from trainer.device import autocast, in_layout
+        from trainer.evaluate_volumes import classes_at
+
+        header, window = self.use.volumes, self.use.window
+        if header is None or window is None or window.size is None:
+            raise InputError("model", "it was not trained on volumes", "predict(image)")
+        preparation = header.preparation
+        if preparation.channels is None and len(scan.array) != len(header.channels):
+            told = ", ".join(header.channels)
+            found = f"has {len(scan.array)} channels, the model was trained on {told}"
+            raise InputError(scan.name, found, f"{len(header.channels)} channels")
+        import torch
+
+        image = torch.from_numpy(preparation.image(scan.array, scan.grid))
+        grid = preparation.prepared_grid(scan.grid)
+        window = window.model_copy(update={"mirror": window.mirror or mirror})
+
+        def forward(crops: torch.Tensor) -> torch.Tensor:
+            with autocast(self.device):
+                return self.network(in_layout(crops, self.device))
+
+        with torch.inference_mode():
+            logits = predict_windows(forward, image.to(self.device), window.size or [], window)
+            region = kept_region(grid.shape, window.size or [], window)
+            field = grid.cropped([one.start for one in region], logits.shape[1:])
+            aim = Aim("foreground", self.reading)
+            classes = classes_at(logits, field, scan.grid, aim)
+            output = self.network.output(logits[None])[0]
+        return Segmented(classes.cpu().numpy(), output.cpu().numpy(), field)
 
     def predict(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """An image (H, W) or (H, W, 3), 8 bit -> the class of each pixel (H, W), at its size."""

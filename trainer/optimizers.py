@@ -8,14 +8,53 @@ ratio always acts and nothing is clipped, so that both are what their papers say
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainer.config import Optimizer
+from trainer.config import Config, Optimizer
 from trainer.errors import InputError
+from trainer.schedules import RateSchedule
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """What makes the steps of a training: the optimizer, the scale of a loss in half precision,
+    the learning rate. `steps` are those of an epoch."""
+
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    rates: RateSchedule
+    steps: int
+
+    def state(self) -> dict[str, Any]:
+        """What a resume needs; rates follow from the step's number."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Puts all back to where it was."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def open_stepping(
+    network: nn.Module, config: Config, device: torch.device, groups: Sequence[int]
+) -> Stepping:
+    """For a training whose samples are in `groups`, see order.py."""
+    assert config.optimizer
+    optimizer = build_optimizer(network.parameters(), config.optimizer)
+    batches = sum(math.ceil(count / config.data.batch_size) for count in groups)
+    return Stepping(
+        optimizer,
+        torch.amp.GradScaler(device.type, enabled=config.precision == "float16"),
+        RateSchedule(optimizer, config.optimizer, config.num_epochs),
+        math.ceil(batches / config.optimizer.accumulate_batches),
+    )
 
 
 def build_optimizer(
@@ -76,16 +115,27 @@ def _timm(name: str) -> Any:
     return getattr(timm.optim, name)
 
 
-def step(optimizer: torch.optim.Optimizer, compute: Callable[[], Tensor], again: bool) -> Tensor:
+def step(
+    optimizer: torch.optim.Optimizer,
+    compute: Callable[[], Tensor],
+    again: bool,
+    scaler: torch.amp.GradScaler | None = None,
+) -> Tensor:
     """One step on one batch; the loss at its beginning.
 
-    `compute` runs the network and leaves the gradient. L-BFGS calls it many times, and what it
-    learnt of the curvature on another batch misleads it: `again` False forgets that. Where it is
-    interrupted, the parameters are put back to where they were.
+    `compute` runs the network and leaves the gradient; `scaler` is that of a loss in half
+    precision. L-BFGS calls `compute` many times, and what it learnt of the curvature on another
+    batch misleads it: `again` False forgets that. Where it is interrupted, the parameters are put
+    back to where they were.
     """
     if not isinstance(optimizer, torch.optim.LBFGS):
         loss = compute()
-        optimizer.step()
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
         return loss
     if not again:
         optimizer.state.clear()

@@ -22,6 +22,7 @@ from trainer.data.folders import Pair, pair
 from trainer.data.idx import open_idx
 from trainer.data.masks import Masks
 from trainer.data.samples import Item
+from trainer.data.slice_set import list_slices
 from trainer.data.split import Split, chosen, read_split
 from trainer.data.volumes.volume_file import Case, Header, is_volume_file, open_volumes
 from trainer.errors import InputError, joined
@@ -84,6 +85,8 @@ def _read(data: Data, inputs: str, targets: str | None, notes: list[str]) -> Seq
         return _pairs(inputs, targets)
     if data.kinds[0] == "hdf5" and (data.patches or is_volume_file(inputs)):
         return _volumes(inputs)
+    if data.slices:
+        return list_slices(inputs, targets, data.slices)
     return blocks_of(_arrays(data, inputs, targets), data, notes.append)
 
 

@@ -5,6 +5,9 @@
 
     python -m trainer.predict FOLDER --model best_model --out predictions
 
+A model of volumes predicts scans instead: files (NIfTI, MetaImage, NRRD, numpy) or folders of DICOM
+series, each written as a file of labels with the scan's own voxels.
+
 Images that cannot be read are named and passed over. A second run with the same model and folder
 does what is new or has changed. What lies in the output folder is not trusted: a model's own code
 may have written it.
@@ -34,6 +37,9 @@ from trainer.data.folders import MASK_NAME, SUFFIXES, files_below
 from trainer.data.images import image_array, open_image
 from trainer.data.labels import written
 from trainer.data.masks import Masks
+from trainer.data.volumes.planes import grey, middle, three_planes
+from trainer.data.volumes.scans import SUFFIXES as SCAN_SUFFIXES
+from trainer.data.volumes.scans import list_scans, read_scan, write_label
 from trainer.errors import InputError, printable
 from trainer.events import METRICS_FILE, RUN_FILES, EventLog
 from trainer.files import open_plain, read_text, write_json
@@ -51,6 +57,9 @@ SCHEMA_VERSION = 1
 OF_THE_TRAINER = re.compile(r"output_\d+\.(h5|png)")
 """What a configuration's predictions leave in a folder; they do not disturb."""
 
+Files = tuple[Path, ...]
+"""What one image or scan is read from: a file, a file a channel, or a folder of DICOM files."""
+
 MOST_LINES = 10
 IS_A_MASK = "this is a mask of"
 BEYOND = 0.25
@@ -67,7 +76,7 @@ class Done(BaseModel):
     sha256: str
     mask: str
     overlay: str
-    size: tuple[int, int]
+    size: tuple[int, ...]
     pixels: dict[str, int]
     odd: list[str]
     new: bool = True
@@ -92,13 +101,16 @@ class Record(BaseModel):
     skipped: list[Skipped] = []
 
 
-def list_source(source: Path, out: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Images of a folder with its subfolders (or one image) by name, and what is none, with why.
+def list_source(source: Path, out: Path) -> tuple[dict[str, Files], dict[str, str]]:
+    """Images of a folder with its subfolders (or one image) by name, and what is none, with why;
+    where there are scans and no images, those.
 
-    What lies in `out` does not count. Raises InputError where there is no image.
+    What lies in `out` does not count. Raises InputError where there is neither.
     """
     if source.is_file():
-        return {source.name: source}, {}
+        return {source.name: (source,)}, {}
+    if source.is_dir() and (scans := _scans(source)):
+        return scans, {}
     if not source.is_dir():
         raise InputError(str(source), "there is no such folder or image", "images to predict")
     own, found = out.resolve(), list(files_below(source))
@@ -106,7 +118,7 @@ def list_source(source: Path, out: Path) -> tuple[dict[str, Path], dict[str, str
         found = [path for path in found if own not in path.resolve().parents]
     files = {path.relative_to(source).as_posix(): path for path in found}
     stems = {path.with_suffix("") for path in found}
-    images: dict[str, Path] = {}
+    images: dict[str, Files] = {}
     skipped: dict[str, str] = {}
     for name, path in files.items():
         mask = MASK_NAME.fullmatch(path.stem)
@@ -119,10 +131,22 @@ def list_source(source: Path, out: Path) -> tuple[dict[str, Path], dict[str, str
         elif not _is_text(name):
             skipped[ascii(name)] = "its name is no UTF-8"
         else:
-            images[name] = path
+            images[name] = (path,)
     if not images:
-        raise InputError(str(source), "there is no image", ", ".join(SUFFIXES))
+        accepted = ", ".join((*SUFFIXES, *SCAN_SUFFIXES))
+        raise InputError(str(source), "there is no image and no scan", accepted)
     return images, skipped
+
+
+def _scans(source: Path) -> dict[str, Files]:
+    """The scans of a folder in which no file is an image, by name."""
+    files = [path for path in source.iterdir() if path.is_file()]
+    if any(path.suffix.lower() in SUFFIXES for path in files):
+        return {}
+    try:
+        return {one.name: one.paths for one in list_scans(source)}
+    except InputError:
+        return {}
 
 
 def _is_text(name: str) -> bool:
@@ -218,18 +242,21 @@ class Work:
     out: Path
     probabilities: Any
     before: dict[str, Done]
+    mirror: bool = False
     done: dict[str, Done] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
-    def one(self, name: str, path: Path, png: str) -> None:
+    def one(self, name: str, paths: Files, png: str) -> None:
         """Predicts an image, unless it is done already; what cannot be read is passed over."""
+        path = paths[0]
         try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest = _digest(paths)
             known = self.before.get(name)
             if known and known.sha256 == digest and self._is_there(name, png):
                 self.done[name] = known.model_copy(update={"new": False})
             else:
-                self.done[name] = self._predict(name, path, png, digest)
+                predict = self._predict_scan if self.model.use.volumes else self._predict
+                self.done[name] = predict(name, paths, png, digest)
         except InputError as error:
             self.skipped[name] = " ".join(str(error).replace(f"{path}: ", "").split())
         except OSError as error:
@@ -238,12 +265,40 @@ class Work:
             self.skipped[name] = error.strerror or "cannot be read"
 
     def _is_there(self, name: str, png: str) -> bool:
-        files = [self.out / folder / png for folder in (MASKS, OVERLAYS)]
+        known = self.before[name]
+        files = [self.out / place for place in (known.mask, known.overlay)]
         plain = all(file.is_file() and not file.is_symlink() for file in files)
         return plain and name in self.probabilities
 
-    def _predict(self, name: str, path: Path, png: str, digest: str) -> Done:
-        image = open_image(path)
+    def _predict_scan(self, name: str, paths: Files, png: str, digest: str) -> Done:
+        scan = read_scan(paths if len(paths) > 1 else paths[0])
+        found = self.model.predict_scan(scan, self.mirror)
+        values = np.array([value for _, value in self.model.label_values], np.int32)
+        values = values.astype(np.uint8) if values.max() < 256 else values.astype(np.int16)
+        _folder(self.out, f"{MASKS}/{name}")
+        label = values[found.classes]
+        written_to = write_label(self.out / MASKS / name, label, scan.grid, paths[0])
+        at = middle(found.classes, scan.grid.shape)
+        picture = three_planes(grey(scan.array[0]), found.classes, at, scan.grid.spacing_mm)
+        _save_png(self.out, f"{OVERLAYS}/{png}", Image.fromarray(picture))
+        if name in self.probabilities:
+            del self.probabilities[name]
+        data = found.probabilities.astype(np.float16)
+        dataset = self.probabilities.create_dataset(name, data=data)
+        dataset.attrs["affine"] = found.field.affine
+        counts = np.bincount(found.classes.ravel(), minlength=len(self.model.classes))
+        return Done(
+            name=name,
+            sha256=digest,
+            mask=f"{MASKS}/{written_to.name}",
+            overlay=f"{OVERLAYS}/{png}",
+            size=scan.grid.shape,
+            pixels=dict(zip(self.model.classes, counts.tolist(), strict=True)),
+            odd=[],
+        )
+
+    def _predict(self, name: str, paths: Files, png: str, digest: str) -> Done:
+        image = open_image(paths[0])
         odd = oddities(image, self.model)
         rgb = np.asarray(image.convert("RGB"))
         grey = image.mode in ("1", "L", "LA")
@@ -270,14 +325,34 @@ class Work:
         )
 
 
-def _save_png(out: Path, place: str, picture: Any) -> None:
-    """Writes a picture at `place` below `out`, beside and renamed, through no link."""
+def _digest(paths: Files) -> str:
+    """Of all that one image is read from."""
+    files = [
+        file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])
+    ]
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as opened:
+                while block := opened.read(1 << 22):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _folder(out: Path, place: str) -> Path:
+    """The folder of `place` below `out`, made where it is missing, reached through no link."""
     folder = out
     for part in Path(place).parent.parts:
         folder = folder / part
         if folder.is_symlink():
             raise InputError(str(folder), "is a link", "a folder", "remove it")
         folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _save_png(out: Path, place: str, picture: Any) -> None:
+    """Writes a picture at `place` below `out`, beside and renamed, through no link."""
+    folder = _folder(out, place)
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as file:
         beside = Path(file.name)
         try:
@@ -334,6 +409,7 @@ def predict_folder(
     trust_code: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     stop: StopRequest | None = None,
+    mirror: bool = False,
 ) -> Record:
     """Predicts every image of `source` into `out`; what predict.json then holds.
 
@@ -352,18 +428,18 @@ def predict_folder(
         model=checksum,
         source=str(source.resolve()),
         classes=model.classes,
-        mask_values=mask_values(model.masks),
+        mask_values=dict(model.label_values) if model.use.volumes else mask_values(model.masks),
         images=list(before.values()),
     )
     _write(record, out)  # the folder is known as ours, whatever happens
     names = png_names(list(images))
     with _probabilities(out, source, model, keep=set(before)) as probabilities:
-        work = Work(model, out, probabilities, before, skipped=skipped)
-        for number, (name, path) in enumerate(images.items(), start=1):
+        work = Work(model, out, probabilities, before, mirror, skipped=skipped)
+        for number, (name, paths) in enumerate(images.items(), start=1):
             if stop.asked():
                 work.done |= {n: one for n, one in before.items() if n not in work.done}
                 break
-            work.one(name, path, names[name])
+            work.one(name, paths, names[name])
             progress(number, len(images), name)
     if not work.done:
         for left in (RECORD_FILE, PROBABILITIES_FILE):
@@ -424,10 +500,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.predict", description="Predicts masks for images, with a model."
     )
-    parser.add_argument("source", metavar="FOLDER", type=Path, help="images (or one image)")
+    parser.add_argument("source", metavar="FOLDER", type=Path, help="images or scans (or one)")
     parser.add_argument("--model", type=Path, default=Path("best_model"), help="best_model/ or .pt")
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder for results")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, mps")
+    mirror = "scans: the mean over all mirror images; slower, often a little better"
+    parser.add_argument("--mirror", action="store_true", help=mirror)
     parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
     trust = "run the Python file of a model whose network is somebody's own"
     parser.add_argument("--trust-code", action="store_true", help=trust)
@@ -462,6 +540,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.trust_code,
             progress,
             stop,
+            given.mirror,
         )
     except Exception as error:
         known = translated(error)

@@ -32,6 +32,7 @@ from trainer.data.array_set import ArraySet
 from trainer.data.arrays import Block
 from trainer.data.masks import Masks
 from trainer.data.samples import Samples
+from trainer.data.slice_set import SliceSet
 from trainer.errors import InputError
 
 ROWS_AT_ONCE = 64 << 20
@@ -280,6 +281,39 @@ def _take_space(path: Path, size: int) -> None:
             file.truncate(size)
 
 
+class SlicesFile:
+    """<targets>_predictions.npy: (slices, height, width, outputs) float32, beside output_1.h5."""
+
+    def __init__(self, data: Data, samples: SliceSet) -> None:
+        assert data.test_output_path
+        stem = samples.files.targets.stem if samples.files.targets else samples.files.inputs.stem
+        self.path = Path(data.test_output_path) / f"{stem}_predictions.npy"
+        self.paths = [self.path]
+        self._beside, self._count = _hidden(self.path), len(samples)
+        self._array: Any = None
+
+    def write(self, number: int, output: NDArray[np.float32]) -> None:
+        """What the network gives (C, H, W) for the slice with this number."""
+        if self._array is None:
+            shape = (self._count, *output.shape[1:], output.shape[0])
+            self._array = np.lib.format.open_memmap(self._beside, "w+", np.float32, shape)
+        self._array[number] = np.moveaxis(output, 0, -1)
+
+    def __enter__(self) -> SlicesFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and self._array is not None:
+                self._array.flush()
+                os.replace(self._beside, self.path)
+        finally:
+            self._array = None
+            self._beside.unlink(missing_ok=True)
+
+
 class _Both:
     """Several sinks as one."""
 
@@ -309,4 +343,6 @@ def open_sink(
             sinks.append(stack.enter_context(file))
         if data.hdf5_outfile and isinstance(samples, ArraySet):
             sinks.append(stack.enter_context(AssembledFile(data, samples)))
+        if data.test_output_path and isinstance(samples, SliceSet):
+            sinks.append(stack.enter_context(SlicesFile(data, samples)))
         yield None if not sinks else sinks[0] if len(sinks) == 1 else _Both(sinks)

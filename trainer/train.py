@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +26,18 @@ from trainer.checkpoint import (
 )
 from trainer.config import Config
 from trainer.console import Console
-from trainer.data.array_set import ArraySet
 from trainer.data.arrays import Block
 from trainer.data.cache import ImageSet
 from trainer.data.order import batch_seed, shuffled_batches
-from trainer.data.samples import Item, Samples
+from trainer.data.samples import AnySamples, Item, Samples
+from trainer.data.slice_set import Slice
 from trainer.data.transforms import BatchTransform
-from trainer.data.volumes.augment import VolumeTransform
+from trainer.data.volumes.augment import AnyTransform
 from trainer.data.volumes.volume_file import Case
+from trainer.data.volumes.volume_set import VolumeSet
 from trainer.device import (
     autocast,
+    check_precision,
     device_label,
     in_layout,
     on_device,
@@ -45,12 +47,13 @@ from trainer.device import (
 )
 from trainer.errors import InputError, NotANumber, Stopped
 from trainer.evaluate import Evaluation, OwnSizeMasks, as_result, evaluate
+from trainer.evaluate_volumes import evaluate_volumes
 from trainer.events import SCHEMA_VERSION, EventLog
 from trainer.losses import LossFunction
 from trainer.networks.build import SegmentationNetwork, build, parameter_counts
 from trainer.networks.description import check_size
 from trainer.networks.weights import find_weights, sha256
-from trainer.optimizers import build_optimizer, step
+from trainer.optimizers import Stepping, open_stepping, step
 from trainer.outputs import (
     Clock,
     TextLogs,
@@ -60,8 +63,7 @@ from trainer.outputs import (
     printed_batches,
 )
 from trainer.parts import Parts
-from trainer.prediction_file import open_sink
-from trainer.schedules import RateSchedule
+from trainer.prediction_file import Sink, open_sink
 from trainer.stopping import StopRequest
 from trainer.usage import Usage, open_run
 
@@ -99,7 +101,7 @@ class Work:
     usage: Usage
     network: SegmentationNetwork
     device: torch.device
-    transform: BatchTransform | VolumeTransform
+    transform: AnyTransform
     loss: LossFunction | None
 
 
@@ -107,6 +109,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     """Trains, evaluates and predicts as the configuration says; returns what result.json keeps."""
     console = this.console
     device = open_device(this.device, this.threads, config.deterministic)
+    check_precision(config.precision, device)
 
     # ---- data ----
     parts, usage = open_run(config)
@@ -180,17 +183,15 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         return result
 
     # ---- optimizer ----
-    assert config.optimizer
-    optimizer = build_optimizer(network.parameters(), config.optimizer)
-    rates = RateSchedule(optimizer, config.optimizer, config.num_epochs)
-    steps = sum(math.ceil(count / config.data.batch_size) for count in training.groups)
+    stepping = open_stepping(network, config, device, training.groups)
+    rates, steps = stepping.rates, stepping.steps
 
     # ---- resume ----
     progress = Progress()
     if this.resume and not last:
         console.line(f"There is no {LAST} to go on from: the training begins anew")
     if last:
-        optimizer.load_state_dict(last["training"]["optimizer"])
+        stepping.load(last["training"])
         progress = Progress(**last["training"]["progress"])
         where = f"epoch {progress.event['epoch'] + 1}, batch {len(progress.losses) + 1}"
         console.line(f"Resuming at {where}")
@@ -199,7 +200,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         config,
         usage,
         network,
-        optimizer,
+        stepping,
         progress,
         this.events,
         started_from,
@@ -207,15 +208,21 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     )
 
     # ---- loop ----
+    status = None
     logs = TextLogs(config.outfile, more=last is not None)
     try:
         for epoch in range(progress.event["epoch"] + 1, config.num_epochs + 1):
             began = time.monotonic()
             rate = rates.set(epoch - 1, (epoch - 1) * steps)
-            mean_loss = train_epoch(work, training, optimizer, rates, epoch, logs, saver, progress)
-            refresh_batch_norm(network, training, work.transform, device, config.data.batch_size)
+            mean_loss = train_epoch(work, training, stepping, epoch, logs, saver, progress)
+            due = not evaluation or config.evaluation.due(epoch, config.num_epochs, len(training))
+            if due:
+                batch_size = config.data.batch_size
+                refresh_batch_norm(
+                    network, training, work.transform, device, batch_size, config.precision
+                )
             scored = Evaluation(None, [])
-            if evaluation:
+            if evaluation and due:
                 scored = _evaluate(work, evaluation, masks, epoch)
             if scored.loss is not None and not math.isfinite(scored.loss):
                 raise NotANumber(f"the evaluation's loss is {scored.loss} at epoch {epoch}")
@@ -235,7 +242,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
             }
             # From here on the epoch is over; until here a stop leaves it to be evaluated again.
             saver.epoch_done(event)
-            if progress.best is None or _better(event, progress.best, parts.metric):
+            if due and (progress.best is None or _better(event, progress.best, parts.metric)):
                 progress.best, progress.best_scores = event, scores
                 saver.best()
             this.events.write("epoch", **event)
@@ -244,6 +251,9 @@ def run(config: Config, this: Run) -> dict[str, Any]:
             if changed != rate and rates.verbose:
                 console.line(f"Learning rate: {changed:.6g}")
             console.rule()
+            if status := _ended(config, event[parts.metric]):
+                console.line(f"The training ends: {parts.metric} is {event[parts.metric]:.4f}")
+                break
             this.stop.check()
     except Stopped:
         saver.last()
@@ -252,9 +262,22 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     return {
         "weights": started_from,
         "epochs": config.num_epochs,
+        "status": status,
         "best": progress.best,
         "evaluation": progress.best_scores,
     }
+
+
+def _ended(config: Config, value: float | None) -> Literal["success", "aborted"] | None:
+    """Whether the metric of an epoch ends the training, and how."""
+    asked = config.evaluation
+    if value is None:
+        return None
+    if asked.stop_at is not None and value >= asked.stop_at:
+        return "success"
+    if asked.diverged_below is not None and value < asked.diverged_below:
+        return "aborted"
+    return None
 
 
 def _better(event: dict[str, Any], best: dict[str, Any], metric: str) -> bool:
@@ -298,12 +321,14 @@ def has_truth(items: Sequence[Item]) -> bool:
     first = items[0]
     if isinstance(first, Case):
         return first.has_label
+    if isinstance(first, Slice):
+        return first.files.targets is not None
     if isinstance(first, Block):
         return first.whole.target is not None or first.whole.label is not None
     return bool(first.masks) or first.label is not None
 
 
-def _images(items: Sequence[Item], usage: Usage, work: Work) -> ImageSet | ArraySet | None:
+def _images(items: Sequence[Item], usage: Usage, work: Work) -> AnySamples | None:
     if not items:
         return None
     if has_truth(items):
@@ -315,7 +340,8 @@ def _images(items: Sequence[Item], usage: Usage, work: Work) -> ImageSet | Array
         height, width = samples.own_size(0)
         check_size(usage.network, (width, height), f"{samples.pairs[0].image}, without a resize")
     kind = "images" if isinstance(samples, ImageSet) else "samples"
-    work.run.console.line(f"Pre-loading {len(samples)} {kind}...")
+    kind = "volumes" if isinstance(samples, VolumeSet) else kind
+    work.run.console.line(f"Pre-loading {len(items)} {kind}...")
     samples.preload(torch.get_num_threads(), work.run.stop.asked)
     work.run.stop.check()
     samples.to(work.device)
@@ -346,15 +372,23 @@ def _gradient_norm(network: nn.Module) -> Tensor:
 def train_epoch(
     work: Work,
     samples: Samples,
-    optimizer: torch.optim.Optimizer,
-    rates: RateSchedule,
+    stepping: Stepping,
     epoch: int,
     logs: TextLogs,
     saver: Saver,
     progress: Progress,
 ) -> float:
-    """One pass over the training samples, or what is left of it; the mean loss of its samples."""
+    """One pass over the training samples, or what is left of it; the mean loss of its samples.
+
+    With `accumulate_batches` a step has the mean gradient of several batches, weighed by their
+    samples. What a stop leaves of them is computed again, so that a resume drops nothing.
+    """
     network, run, config = work.network, work.run, work.config
+    optimizer, scaler = stepping.optimizer, stepping.scaler
+    assert config.optimizer
+    group = config.optimizer.accumulate_batches
+    if isinstance(samples, VolumeSet):
+        samples.begin(work.parts.seed, epoch)
     batches = shuffled_batches(
         work.parts.seed, epoch, samples.groups, config.data.batch_size, samples.device
     )
@@ -378,36 +412,56 @@ def train_epoch(
                 )
             if not math.isfinite(value):
                 raise NotANumber(f"the loss is {value} at epoch {epoch}, batch {batch}")
-            if not math.isfinite(norm):
+            if not math.isfinite(norm) and not scaler.is_enabled():  # which lowers its scale
                 raise NotANumber(f"the gradient is {norm} at epoch {epoch}, batch {batch}")
         waiting.clear()
 
     network.train()
     flushed = time.monotonic()
-    steps = (epoch - 1) * len(planned) + len(told)
-    for inputs, targets, number in _steps(work, samples, epoch, batches, done=len(told)):
+    losses: list[Tensor] = []
+    begun = len(told)
+    for at, (inputs, targets, number) in enumerate(
+        _steps(work, samples, epoch, batches, done=begun), start=begun
+    ):
         clock.data()
-        rates.set(epoch - 1, steps)
-        steps += 1
+        first = at - at % group
+        share = planned[at] / sum(planned[first : first + group])
 
-        def compute(inputs: Tensor = inputs, targets: Tensor = targets, n: int = number) -> Tensor:
+        def compute(
+            inputs: Tensor = inputs,
+            targets: Tensor = targets,
+            n: int = number,
+            share: float = share,
+            fresh: bool = at == first,
+        ) -> Tensor:
             if isinstance(optimizer, torch.optim.LBFGS):  # one batch, one function
                 torch.manual_seed(n)
                 run.stop.check()
-            with autocast(work.device):
+            with autocast(work.device, config.precision):
                 logits = network(inputs)
             assert work.loss
             loss = work.loss(logits, targets)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            if fresh:
+                optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss * share if share != 1 else loss).backward()
             return loss
 
+        if at + 1 < min(first + group, len(planned)):
+            losses.append(compute().detach())
+            clock.compute()
+            if run.stop.asked():
+                flush()
+                raise Stopped(run.stop.reason)
+            continue
+        stepping.rates.set(epoch - 1, (epoch - 1) * stepping.steps + at // group)
         try:
-            loss = step(optimizer, compute, again=len(planned) == 1)
+            loss = step(optimizer, compute, len(planned) == 1, scaler)
         except Stopped:  # in the middle of a step, which is undone
             flush()
             raise
-        waiting.append(torch.stack([loss.detach(), _gradient_norm(network)]))
+        norm = _gradient_norm(network)
+        waiting += [torch.stack([one, norm]) for one in (*losses, loss.detach())]
+        losses.clear()
         clock.compute()
         if run.stop.asked():
             flush()
@@ -422,24 +476,47 @@ def train_epoch(
 
 def _evaluate(work: Work, samples: Samples, masks: OwnSizeMasks | None, epoch: int) -> Evaluation:
     """Scores, and predictions where the configuration asks for them."""
-
-    with open_sink(
-        work.config.data, epoch, samples, work.usage.masks, work.usage.threshold
-    ) as sink:
-        evaluation = evaluate(
-            work.network,
-            samples,
-            work.transform,
-            work.device,
-            work.config.data.test_batch_size,
-            work.usage.aim,
-            loss=work.loss if samples.has_targets else None,
-            masks=masks,
-            sink=sink,
-            console=work.run.console,
-            epochs=(epoch, work.config.num_epochs),
-            check=work.run.stop.check,
-        )
+    config, usage = work.config, work.usage
+    with open_sink(config.data, epoch, samples, usage.masks, usage.threshold) as sink:
+        evaluation = scored_part(work, samples, masks, sink, work.run.console, epoch)
     for path in sink.paths if sink else ():
         work.run.console.line(f"Predictions are in {path}")
     return evaluation
+
+
+def scored_part(
+    work: Work,
+    samples: Samples,
+    masks: OwnSizeMasks | None,
+    sink: Sink | None = None,
+    console: Console | None = None,
+    epoch: int = 1,
+) -> Evaluation:
+    """The scores of a part: of images and blocks in batches, of volumes in windows."""
+    config, usage = work.config, work.usage
+    shared: dict[str, Any] = {
+        "loss": work.loss if samples.has_targets else None,
+        "sink": sink,
+        "console": console,
+        "epochs": (epoch, config.num_epochs),
+        "precision": config.precision,
+        "check": work.run.stop.check,
+    }
+    batch_size = config.data.test_batch_size
+    if isinstance(samples, VolumeSet):
+        assert usage.window and usage.window.size
+        asked = config.evaluation.model_copy(update={"window": usage.window})
+        return evaluate_volumes(
+            work.network, samples, work.device, asked, batch_size, usage.aim, **shared
+        )
+    assert isinstance(work.transform, BatchTransform)
+    return evaluate(
+        work.network,
+        samples,
+        work.transform,
+        work.device,
+        batch_size,
+        usage.aim,
+        masks=masks,
+        **shared,
+    )

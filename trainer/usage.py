@@ -11,19 +11,22 @@ from typing import Any, Literal
 
 from trainer.checkpoint import load_checkpoint
 from trainer.config import LOSS_FIELDS, Config, Data, Window
-from trainer.data.array_set import ArraySet
-from trainer.data.cache import ImageSet
 from trainer.data.labels import MOST_CLASSES, MaskClass
 from trainer.data.masks import Masks
-from trainer.data.samples import Item, open_samples
+from trainer.data.samples import AnySamples, Item, open_samples
 from trainer.data.transforms import BatchTransform, size_of
 from trainer.data.volumes.augment import VolumeTransform
 from trainer.data.volumes.volume_file import Header
-from trainer.data.volumes.volume_set import VolumeSet
 from trainer.errors import InputError
 from trainer.losses import LossFunction, build_loss
 from trainer.model import Use, use_of
-from trainer.networks.description import Network, check_size, parse_network, read_network
+from trainer.networks.description import (
+    Network,
+    check_size,
+    fitted,
+    parse_network,
+    read_network,
+)
 from trainer.parts import Parts, open_parts
 from trainer.tasks import Aim, Task, reading_of, task_of
 
@@ -58,7 +61,7 @@ class Usage:
         """Of the colours that the network sees: OpenCV's for a Keras network, as published."""
         return "BGR" if self.network.kind == "keras" else "RGB"
 
-    def open(self, items: Sequence[Item]) -> ImageSet | ArraySet | VolumeSet:
+    def open(self, items: Sequence[Item]) -> AnySamples:
         """The samples of a part as the network takes them; nothing is read yet."""
         network = self.network
         return open_samples(
@@ -222,6 +225,7 @@ def _of_volumes(
             "volumes of the same preparation",
             "or predict the scans themselves: python -m trainer.predict",
         )
+    network = fitted(network, len(header.channels), len(header.classes))
     if network.dimensions != 3 or network.output_axes != 3:
         raise InputError(source, "is no network of volumes", '"dimensions": 3')
     if network.in_channels != len(header.channels):

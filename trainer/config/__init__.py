@@ -34,7 +34,7 @@ from trainer.config.learning import (
     Optimizer,
 )
 from trainer.config.section import Section, known_name
-from trainer.config.volumes import Evaluation, Patches, Window
+from trainer.config.volumes import Evaluation, Patches, Slices, Window
 from trainer.errors import InputError, joined, nearest
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "RandomPatches",
     "Section",
     "Slicer",
+    "Slices",
     "Transform",
     "Window",
     "known_name",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from trainer.config.section import Section, any_case, one_of
-from trainer.config.volumes import Patches, RandomAffine, RandomFactor, RandomNoise
+from trainer.config.volumes import Patches, RandomAffine, RandomFactor, RandomNoise, Slices
 from trainer.errors import nearest
 
 DATA_TYPES = ("images", "labels", "numpy", "hdf5", "mnist")
@@ -260,6 +260,11 @@ class Data(Section):
         description="Crops to train on, of prepared volumes: files of python -m trainer.prepare, "
         "which hold images and labels. Ours.",
     )
+    slices: Slices | None = Field(
+        None,
+        description="For numpy: each file is one array (slices, height, width, channels), each of "
+        "its rows a sample. Ours.",
+    )
     slicers: list[Slicer] = Field(
         [], description="For numpy and hdf5: the blocks that each array is cut into."
     )
@@ -298,6 +303,8 @@ class Data(Section):
             raise ValueError(f"inputs are {inputs} and targets images; accepted: numpy, hdf5")
         if self.patches and (inputs != "hdf5" or self.slicers):
             raise ValueError('patches are of prepared volumes; accepted: type "hdf5", no slicers')
+        if self.slices and (self.kinds != ("numpy", "numpy") or self.slicers):
+            raise ValueError('slices are of arrays; accepted: type "numpy", no slicers')
         for name in ("transforms", "input_transforms", "target_transforms"):
             for one in getattr(self, name):
                 if self.patches and one.name not in OF_VOLUMES:

@@ -31,6 +31,20 @@ class Patches(Section):
     )
 
 
+class Slices(Section):
+    """Rows of arrays (slices, height, width, channels): which channels and masks are used."""
+
+    channels: list[int | str] = Field(
+        [], description="Of the inputs, by number or name (t1, t2, flair, t1ce); none: all."
+    )
+    target: list[int | str] = Field(
+        ["wt"],
+        min_length=1,
+        description="Masks whose union is the target, by number or name: necrotic, edema, "
+        "enhancing; wt (whole tumour), tc (core), et (enhancing tumour).",
+    )
+
+
 class RandomAffine(Section):
     """Turned and scaled as one resampling, inputs and targets alike."""
 

@@ -19,16 +19,18 @@ from trainer.data.arrays import Block
 from trainer.data.cache import ImageSet
 from trainer.data.folders import Pair
 from trainer.data.masks import Masks
+from trainer.data.slice_set import Slice, SliceSet
 from trainer.data.volumes.volume_file import Case
 from trainer.data.volumes.volume_set import VolumeSet
 from trainer.errors import InputError
 from trainer.tasks import Task
 
-Item = Pair | Block | Case
+Item = Pair | Block | Case | Slice
+AnySamples = ImageSet | ArraySet | VolumeSet | SliceSet
 
 
 class Samples(Protocol):
-    """Samples of one part, by index; ImageSet, ArraySet and VolumeSet are such."""
+    """Samples of one part, by index; `AnySamples` are such."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -79,7 +81,7 @@ def open_samples(
     masks: Masks | None = None,
     ignored: int | None = None,
     shares: bool = False,
-) -> ImageSet | ArraySet | VolumeSet:
+) -> AnySamples:
     """The samples of a part, nothing read yet.
 
     `channels`, `dimensions` (spatial axes) and `outputs` are the network's; targets of the class
@@ -88,6 +90,8 @@ def open_samples(
     """
     if cases := [item for item in items if isinstance(item, Case)]:
         return VolumeSet(cases, data.patches)
+    if rows := [item for item in items if isinstance(item, Slice)]:
+        return SliceSet(rows, channels)
     blocks = [item for item in items if isinstance(item, Block)]
     if blocks:
         return ArraySet(blocks, data, channels, dimensions, task, outputs, ignored, shares)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import InputError
-from trainer.networks.description import Network, array_order
+from trainer.networks.description import Network, array_order, check_size, shown_size
 from trainer.networks.keras.module import KerasNetwork
 from trainer.networks.monai import build_monai
 from trainer.networks.own import build_own, fault_of
@@ -25,7 +25,7 @@ from trainer.networks.unet import UNet
 
 
 class SegmentationNetwork(nn.Module):
-    """Images in [0, 1] (N, C, H, W) -> logits (N, classes, H, W).
+    """Images in [0, 1] (N, C, H, W) -> logits (N, classes, H, W); volumes (N, C, D, H, W) alike.
 
     A Keras network may take other dimensions and return another shape: (N, classes) of a
     classifier, (N, rows, classes) of what is no image.
@@ -67,6 +67,8 @@ class SegmentationNetwork(nn.Module):
     def check(self, size: Sequence[int]) -> None:
         """Raises InputError where the network cannot take one image of `size`, which has the
         order of array_order."""
+        if self.description.keras is None:
+            check_size(self.description, size, f"network {self.description.label}")
         training, parameter = self.training, self.mean
         x = torch.zeros(
             1, self.description.in_channels, *array_order(size), device=parameter.device
@@ -80,7 +82,7 @@ class SegmentationNetwork(nn.Module):
             if fault := fault_of(error):
                 raise fault from None
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            told = f"cannot take {'x'.join(map(str, size))} pixels: {lines[0]}"
+            told = f"cannot take {shown_size(size)}: {lines[0]}"
             fix = 'another image size, or other "arguments"'
             raise InputError(f"network {self.description.label}", told, fix=fix) from None
         finally:
@@ -122,7 +124,7 @@ def build(
     checkpoint lies), which runs only with `trust_code`; else InputError.
     """
     if network.kind == "unet":
-        body: nn.Module = UNet(network.in_channels, network.classes, network.width, network.depth)
+        body: nn.Module = UNet(network)
     elif network.kind == "smp":
         body = build_smp(network, weights)
     elif network.kind == "monai":
@@ -132,13 +134,14 @@ def build(
     else:
         body = build_own(network, folder or Path(), trust_code)
     module = SegmentationNetwork(body, network)
-    ranks = {parameter.dim() for parameter in body.parameters()}
-    if network.dimensions == 3 and 4 not in ranks:
+    # In channels last, convolutions of 16 to 32 channels over crops of 48x64x48 voxels take 0.6 of
+    # the time on a CPU, those of images less than half.
+    ranks = {tensor.dim() for tensor in (*body.parameters(), *body.buffers())}
+    if 5 in ranks and 4 not in ranks:
         body.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        return module
-    if 5 in ranks:  # its user will be told
-        return module
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    elif 4 in ranks and 5 not in ranks:
+        body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 def parameter_counts(module: nn.Module) -> tuple[int, int]:

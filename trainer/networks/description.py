@@ -5,6 +5,7 @@
     {"network": "monai.SegResNet", "arguments": {…}}               any of MONAI
     {"module": "my_net.py:Net", "arguments": {"width": 32}}        a class of the user's own
     with "in_channels": 3, "classes": 1, "activation": "sigmoid", "weights": null
+    and "dimensions": 3 for volumes, of all but smp
 
 A study sets in_channels, classes and activation by its data where the file leaves them out.
 
@@ -19,7 +20,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -31,7 +32,7 @@ MONAI_NETWORKS = (
     *("AttentionUnet", "BasicUNet", "BasicUNetPlusPlus", "DynUNet", "FlexibleUNet", "HighResNet"),
     *("MedNeXt", "SegResNet", "SwinUNETR", "UNETR", "UNet", "VNet"),
 )
-"""Some of MONAI's networks that segment in two dimensions, for hints; the others work too."""
+"""Some of MONAI's networks that segment, for hints; the others work too."""
 
 SMP_NETWORKS = (
     "Unet",
@@ -73,6 +74,12 @@ SMP_DIVISOR = 32
 KEYS_OF = {"encoder": ("smp",), "arguments": ("smp", "monai", "module"), "module": ("module",)}
 """Keys that only some kinds of network take."""
 
+KEYS_OF_UNET = (
+    *("widths", "half_first", "downsampling", "upsampling", "nonlinearity", "convolution_bias"),
+    *("normalization", "groups", "normalization_momentum", "normalization_eps", "dropout"),
+    "initialization",
+)
+
 
 class Network(BaseModel):
     """A network file, checked."""
@@ -99,8 +106,58 @@ class Network(BaseModel):
         "network (unet 2**depth, smp 32, others 1).",
     )
     encoder: str | None = Field(None, description="smp: name of the encoder, like resnet50.")
-    width: int = Field(8, ge=1, description="unet: channels of the first level.")
+    dimensions: int = Field(
+        2, ge=0, le=3, description="2 for images, 3 for volumes: unet, monai and module."
+    )
+    width: int = Field(
+        8, ge=1, description="unet: channels of the first level, twice as many in each level below."
+    )
     depth: int = Field(4, ge=1, le=8, description="unet: how often the image is halved.")
+    widths: list[Annotated[int, Field(ge=1)]] | None = Field(
+        None,
+        min_length=2,
+        max_length=9,
+        description="unet: channels of each level, the first one above. Instead of width, depth..",
+    )
+    half_first: bool = Field(
+        False,
+        description="unet: the first of the two convolutions of a level has half of its channels, "
+        "on the way down.",
+    )
+    downsampling: Literal["pool", "stride"] = Field(
+        "pool", description="unet: by maximum, or by a stride of 2 of a level's first convolution."
+    )
+    upsampling: Literal["transpose", "transpose_same", "nearest"] = Field(
+        "transpose",
+        description="unet: transposed convolution to the channels of the level above, or one that "
+        "keeps its channels, or the nearest value, which keeps them too.",
+    )
+    nonlinearity: Literal["relu", "leaky_relu"] = Field(
+        "relu", description="unet: leaky_relu has the slope 0.01 below 0."
+    )
+    convolution_bias: bool = Field(
+        False, description="unet: of the 3x3 convolutions; all others have one."
+    )
+    normalization: Literal["batch", "instance", "group", "none"] = Field(
+        "batch", description="unet: after each 3x3 convolution, with a scale and a shift a channel."
+    )
+    groups: int = Field(4, ge=1, description="unet: groups of channels of group normalization.")
+    normalization_momentum: float = Field(
+        0.1, gt=0, le=1, description="unet, batch: share of a batch in the running statistics."
+    )
+    normalization_eps: float = Field(
+        1e-5, gt=0, description="unet: added to the variance that is divided by."
+    )
+    dropout: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        [],
+        description="unet: one number a level, the first one above: share of values set to 0 "
+        "between its two convolutions on the way down.",
+    )
+    initialization: Literal["default", "he_uniform", "glorot_uniform", "truncated_normal"] = Field(
+        "default",
+        description="unet: of convolutions; default is torch's. truncated_normal has the standard "
+        "deviation 0.05. Biases start from 0 unless default.",
+    )
     in_channels: int = Field(3, ge=1, description="1 grey, 3 RGB.")
     classes: int = Field(1, ge=1, description="Output channels: 1 for foreground alone.")
     activation: Literal["sigmoid", "softmax", "log_softmax"] | None = Field(
@@ -127,6 +184,8 @@ class Network(BaseModel):
             known["activation"] = "sigmoid" if content.get("classes", 1) == 1 else "softmax"
         if content.get("module") is not None:
             known.setdefault("network", "module")
+        if isinstance(widths := content.get("widths"), list) and len(widths) > 1:
+            known.setdefault("depth", len(widths) - 1)
         return known
 
     @model_validator(mode="after")
@@ -150,14 +209,15 @@ class Network(BaseModel):
         return graph_of(self.keras, "layers")
 
     @property
-    def dimensions(self) -> int:
-        """Of the images: 1, 2 or 3."""
-        return self.graph.dimensions if self.keras is not None else 2
+    def levels(self) -> list[int]:
+        """Channels of each level of the unet."""
+        return self.widths or [self.width * 2**level for level in range(self.depth + 1)]
 
     @property
     def output_axes(self) -> int:
-        """Of the output, without batch and classes: 2 for images, 0 for a number a class."""
-        return len(self.graph.output_shape) - 1 if self.keras is not None else 2
+        """Of the output, without batch and classes: 2 for images, 3 for volumes, 0 for a number a
+        class."""
+        return len(self.graph.output_shape) - 1 if self.keras is not None else self.dimensions
 
     @property
     def operations(self) -> int | None:
@@ -204,7 +264,8 @@ def _of_keras(content: Any, where: str) -> Network:
     except (RecursionError, ValueError):
         raise InputError(where, "is nested too deeply", "a Keras network file") from None
     graph = graph_of(text, where)
-    facts = {name: getattr(graph, name) for name in ("in_channels", "classes", "activation")}
+    names = ("in_channels", "classes", "activation", "dimensions")
+    facts = {name: getattr(graph, name) for name in names}
     return Network.model_validate({"network": "keras", "keras": text, **facts})
 
 
@@ -244,6 +305,16 @@ def _check(network: Network, where: str) -> None:
             raise InputError(
                 where, f"{network.network} takes no '{key}'", f"with {', '.join(kinds)}"
             )
+    for key in KEYS_OF_UNET if network.kind != "unet" else ():
+        if getattr(network, key) != Network.model_fields[key].default:
+            raise InputError(where, f"{network.network} takes no '{key}'", "with unet")
+    if network.dimensions not in (2, 3) or (network.kind == "smp" and network.dimensions == 3):
+        found = f"{network.network} has no {network.dimensions} dimensions"
+        fix = 'for volumes: "unet", "monai.NAME" or a module' if network.kind == "smp" else ""
+        accepted = "2" if network.kind == "smp" else "2 or 3"
+        raise InputError(f"{where}, dimensions", found, accepted, fix)
+    if network.kind == "unet":
+        _check_unet(network, where)
     if network.kind == "module" and not MODULE_NAME.fullmatch(network.module or ""):
         raise InputError(f"{where}, module", f"found {network.module!r}", "like my_net.py:Net")
     if network.kind == "smp" and network.encoder is None:
@@ -266,6 +337,38 @@ def _check(network: Network, where: str) -> None:
             raise InputError(f"{where}, {key}", found, "one a channel")
     if network.std is not None and min(network.std) <= 0:
         raise InputError(f"{where}, std", f"{min(network.std)} is not positive", "above 0")
+
+
+def _check_unet(network: Network, where: str) -> None:
+    levels = network.levels
+    for key, values in (("widths", network.widths), ("dropout", network.dropout)):
+        if values and len(values) != network.depth + 1:
+            found = f"{len(values)} numbers for depth {network.depth}"
+            raise InputError(f"{where}, {key}", found, f"{network.depth + 1}: one a level")
+    divisor = network.groups if network.normalization == "group" else 1
+    divisor *= 2 if network.half_first else 1
+    if odd := [width for width in levels if width % divisor]:
+        why = "groups" + (" in half of them" if network.half_first else "")
+        told = f"{odd[0]} channels cannot be parted into {network.groups} {why}"
+        if network.normalization != "group":
+            told = f"{odd[0]} channels have no half"
+        raise InputError(where, told, f"widths that are multiples of {divisor}")
+
+
+def fitted(network: Network, channels: int, classes: int) -> Network:
+    """With the data's channels and classes (the background among them) where the file names none.
+
+    Two classes are one output.
+    """
+    if network.keras is not None:
+        return network
+    update: dict[str, Any] = {}
+    if "in_channels" not in network.model_fields_set:
+        update["in_channels"] = channels
+    if "classes" not in network.model_fields_set:
+        update["classes"] = classes if classes > 2 else 1
+        update["activation"] = "softmax" if classes > 2 else "sigmoid"
+    return network.model_copy(update=update)
 
 
 def read_network(path: str | Path) -> Network:
@@ -295,24 +398,31 @@ def array_order(size: Sequence[int]) -> tuple[int, ...]:
     return (size[1], size[0]) if len(size) == 2 else tuple(size)
 
 
+def shown_size(size: Sequence[int]) -> str:
+    """256x128 pixels (width, height), or 64x64x32 voxels (depth, height, width)."""
+    return f"{'x'.join(map(str, size))} {'voxels' if len(size) == 3 else 'pixels'}"
+
+
 def check_size(network: Network, size: Sequence[int], where: str) -> None:
     """Raises InputError where the network cannot take an image of `size`; order: array_order."""
     if network.keras is not None:
         _check_keras_size(network, size, where)
         return
+    told = f"{network.label} cannot take {shown_size(size)}"
     for side in size:
         if side % network.divisor or side < network.divisor:
             below = max(network.divisor, side // network.divisor * network.divisor)
             above = below + network.divisor
-            raise InputError(
-                where,
-                f"{network.label} cannot take {size[0]}x{size[1]} pixels",
-                f"multiples of {network.divisor}; the nearest are {below} and {above}",
-            )
+            nearest_sides = f"the nearest are {below} and {above}"
+            raise InputError(where, told, f"multiples of {network.divisor}; {nearest_sides}")
+    lowest = 2**network.depth
+    if network.kind == "unet" and network.normalization == "instance" and set(size) == {lowest}:
+        found = f"{told}: its lowest level has one value a channel, which has no variance"
+        raise InputError(where, found, f"one side or more of at least {2 * lowest}")
 
 
 def _check_keras_size(network: Network, size: Sequence[int], where: str) -> None:
-    graph, shown = network.graph, "x".join(map(str, size))
+    graph = network.graph
     try:
         graph.check_size(array_order(size))
     except InputError as error:
@@ -323,5 +433,5 @@ def _check_keras_size(network: Network, size: Sequence[int], where: str) -> None
             declared = [side or 0 for side in graph.input_shape[:-1]]
             accepted = "x".join(map(str, array_order(declared)))
         told = f"{error.where.removeprefix('layers, ')}: {error.found}"
-        found = f"{network.label} cannot take {shown} pixels; {told}"
+        found = f"{network.label} cannot take {shown_size(size)}; {told}"
         raise InputError(where, found, accepted) from None

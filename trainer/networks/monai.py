@@ -1,4 +1,4 @@
-"""Networks of MONAI (Apache-2.0), in two dimensions."""
+"""Networks of MONAI (Apache-2.0), in two and three dimensions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIMENSIONS = ("spatial_dims", "dimensions")
 
 
 def build_monai(network: Network) -> nn.Module:
-    """(N, in_channels, H, W) -> logits (N, classes, H, W), which `SegmentationNetwork` checks.
+    """(N, in_channels, …) -> logits (N, classes, …), which `SegmentationNetwork` checks.
 
     Raises InputError for a name that is not there and for arguments that the class does not take.
     """
@@ -75,7 +75,7 @@ def _filled_in(build: Any, network: Network) -> dict[str, Any]:
     for names, value in (
         (IN_CHANNELS, network.in_channels),
         (CLASSES, network.classes),
-        (DIMENSIONS, 2),
+        (DIMENSIONS, network.dimensions),
     ):
         filled |= {name: value for name in names if name in takes}
     return filled | network.arguments

@@ -24,7 +24,8 @@ NAME = "rml_own_network"
 def build_own(network: Network, folder: Path, trust_code: bool) -> nn.Module:
     """The class, called with its arguments; raises InputError for whatever goes wrong in it.
 
-    `folder` has the file. The class gets in_channels and classes where it takes those names.
+    `folder` has the file. The class gets in_channels, classes and dimensions where it takes those
+    names.
     """
     assert network.module
     name, _, class_name = network.module.rpartition(":")
@@ -55,8 +56,8 @@ def build_own(network: Network, folder: Path, trust_code: bool) -> nn.Module:
 
 
 def filled_in(build: Any, network: Network) -> dict[str, Any]:
-    """What the class is called with: channels and classes where it takes them, and `arguments`."""
-    known = {"in_channels": network.in_channels, "classes": network.classes}
+    """What the class is called with: what it takes of these, and `arguments`."""
+    known = {name: getattr(network, name) for name in ("in_channels", "classes", "dimensions")}
     takes = inspect.signature(build).parameters
     return {key: value for key, value in known.items() if key in takes} | network.arguments
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.config import Data, Transform
-from trainer.data.transforms import DRAWS, Draw
+from trainer.data.transforms import DRAWS, BatchTransform, Draw
 
 INPUTS_ONLY = ("random_factor", "random_noise")
 
@@ -63,6 +63,9 @@ class VolumeTransform:
                     x = x.clone() if x is raw else x
                     x[chosen] = _lit(x[chosen], numbers[chosen], one)
         return x, y
+
+
+AnyTransform = BatchTransform | VolumeTransform
 
 
 def _flipped(x: Tensor, y: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
