@@ -261,9 +261,10 @@ def seconds(option: str, text: str) -> float:
 
 
 def find_layers(text: str, beside: Path | None = None) -> Path:
-    """A layers file: as given from here, else in the folder `beside`, else beside the program."""
+    """A layers file: as given from here, else by its name in the folder `beside` (which may have
+    moved), else beside the program."""
     here = Path(text)
-    for path in (here, *([beside / text] if beside else []), PROGRAM_FOLDER / text):
+    for path in (here, *([beside / here.name] if beside else []), PROGRAM_FOLDER / text):
         if path.is_file():
             return path.resolve()
     names = sorted(p.name for p in (PROGRAM_FOLDER / "layers").glob("*.json"))
