@@ -68,7 +68,9 @@ def study(
     context: typer.Context,
     num_trials: Annotated[int, _option("--num-trials", "-nt", help="Trials of the study.")] = 50,
     num_epochs: Annotated[int, _option("--num-epochs", "-ne", help="Epochs of a trial.")] = 50,
-    data: Annotated[Path, _option("--data", help="Folder of images and masks.")] = Path("./data"),
+    data: Annotated[
+        Path, _option("--data", help="Folder of images and masks, or of prepared volumes.")
+    ] = Path("./data"),
     labels: Annotated[
         Path | None,
         _option(
@@ -192,6 +194,20 @@ def study(
     docker_image: Annotated[
         str, _option("--docker-image", "-docker", help="Image of the trials.")
     ] = IMAGE,
+    config: Annotated[
+        Path | None,
+        _option(
+            "--config",
+            help="Configuration with what is not searched; that of prepared volumes lies beside "
+            "them.",
+        ),
+    ] = None,
+    space: Annotated[
+        Path | None,
+        _option(
+            "--space", help="Search space in a file: any keys of the configuration and network."
+        ),
+    ] = None,
     trial_command: Annotated[
         str | None,
         _option(

@@ -39,13 +39,15 @@ from study.records import (
     checkpoint_of,
     run_name,
 )
+from study.render import network_of, render, render_test
 from study.report import print_end, print_end_of_command
 from study.settings import Settings, check_network
 from study.slots import Slot
-from study.space import first_point, render, render_test, suggest
+from study.space import first_points, suggest
 from study.start_weights import StartWeights
 from study.storage import DEFAULT_STORAGE, MadeWith, Storage, masked, masked_text
 from study.view import StudyView
+from study.volumes import VolumeDataset
 from trainer.data.split import Split
 from trainer.errors import InputError, RmlError
 from trainer.events import METRICS_FILE, RESULT_FILE, UNREADABLE
@@ -77,7 +79,7 @@ class Driver:
     folder: Path
     place: Place
     slot: Slot
-    dataset: Dataset
+    dataset: Dataset | VolumeDataset
     split: Split
     start: StartWeights
     study: optuna.Study
@@ -100,18 +102,19 @@ class Driver:
         self.view.trial_started(trial.number, params)
         began = time.monotonic()
         for restart in range(RESTARTS + 1):
+            run_folder = self.new_run_folder(run_name(trial.number))
+            config = self.write_config(run_folder, params)
             record = TrialRecord(
                 trial=trial.number,
                 state="FAIL",
-                optimizer=params["optimizer"],
-                lr=params["learning_rate"],
-                loss=params["loss"],
+                optimizer=str(config["optimizer"].get("type", "")).lower(),
+                lr=config["optimizer"].get("learning_rate", 0.01),
+                loss=str(config["loss"].get("function", "")).lower(),
+                parameters=params if self.settings.space else None,
                 weights=self.start.label,
                 evaluated_on=self.settings.select_on,
                 lr_scheduler=params.get("lr_scheduler", ",".join(self.settings.lr_schedules)),
             )
-            run_folder = self.new_run_folder(run_name(trial.number))
-            self.write_config(run_folder, params)
             running = self.start_job(run_folder, trial.number, self.command(run_folder))
             exit_code = self.watch(running, trial, record)
             cut_off = failures.was_cut_off(exit_code) and not record.cause
@@ -130,19 +133,22 @@ class Driver:
         run_folder.mkdir(parents=True)
         return run_folder
 
-    def write_config(self, run_folder: Path, params: dict[str, Any]) -> None:
+    def write_config(self, run_folder: Path, params: dict[str, Any]) -> dict[str, Any]:
         """The trial's configuration and its network file: all that the trial is."""
-        self.start.write_network(run_folder)
+        network = network_of(params, self.settings, self.start.layers)
+        self.start.write_network(run_folder, network)
         content = render(
             params,
             self.settings,
-            self.dataset.layout,
+            self.dataset,
             layers="layers.json",
             split=self.split_file,
             load=self.start.load,
             foreign=self.place.foreign,
         )
         write_json(run_folder / "config.json", content)
+        neural: dict[str, Any] = content["neural_network"]
+        return neural
 
     def command(self, run_folder: Path) -> tuple[str, ...] | None:
         """What a trial runs in the trainer's place, if the user said so."""
@@ -153,7 +159,7 @@ class Driver:
         self, run_folder: Path, trial: int, command: tuple[str, ...] | None = None
     ) -> Running:
         """Starts what lies in a run folder: the trainer, or a command."""
-        inputs = inputs_of(self.dataset.layout, self.split_file, self.start)
+        inputs = inputs_of(self.dataset, self.split_file, self.start)
         if command and self.settings.trial_command:
             inputs += tuple(self.settings.trial_command.inputs)
         job = Job(
@@ -367,7 +373,7 @@ class Driver:
                 shutil.copyfile(self.start.module, run_folder / self.start.module.name)
             content = render_test(
                 self.settings,
-                self.dataset.layout,
+                self.dataset,
                 best.loss,
                 load="best.pt",
                 split=str(self.split_file),
@@ -408,7 +414,7 @@ def run_study(settings: Settings, *, resume: bool, here: Path, console: Console)
         storage.check_name(settings.study_name, resume, folder)
         own = settings.trial_command
         if own is None:
-            check_network(settings.layers, settings.image_size)
+            check_network(settings)
         place = choose_launcher(
             settings.launcher,
             settings.docker_image,
@@ -455,7 +461,8 @@ def _run_locked(
     ready.print(place, console)
     if not resume:
         study = storage.create(settings.study_name, made_with, settings.metric)
-        study.enqueue_trial(first_point(settings))
+        for point in first_points(settings):
+            study.enqueue_trial(point)
     write_json(split_file, split.model_dump())
     start.put_in_place()
     study.pruner = optuna.pruners.MedianPruner(

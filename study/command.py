@@ -11,7 +11,11 @@ from study import settings as check
 from study.lock import LOCK_FILE
 from study.settings import Settings
 from study.slots import apple_gpu, gpus
+from study.space_file import read_space
 from study.trial_command import parse_trial_command
+from study.volumes import BASE_FILE, holds_volumes
+from trainer.config import read_json
+from trainer.config.override import value_at
 from trainer.data.labels import read_labels
 from trainer.errors import InputError
 
@@ -73,10 +77,29 @@ def settings_from(options: Given, here: Path) -> Settings:
         found = f"{gamma:g} is not a factor"
         raise InputError("--lr-scheduler-gamma", found, "above 0, at most 1")
     name = check.new_name() if o["study_name"] is None else check.check_name(o["study_name"])
+    data = Path(os.path.abspath(here / o["data"]))
+    volumes = o["trial_command"] is None and holds_volumes(data)
+    config = Path(os.path.abspath(here / o["config"])) if o["config"] else None
+    base_file = config or (data / BASE_FILE if volumes else None)
+    if volumes and base_file and not config and not base_file.is_file():
+        found = f"has no {BASE_FILE}"
+        raise InputError(str(data), found, "a folder of trainer.prepare", "or name a --config")
+    base = check.read_base(base_file) if base_file else None
+    if base is not None:
+        _fill_from_base(options, base, volumes)
+    space_file = Path(os.path.abspath(here / o["space"])) if o["space"] else None
+    space = read_space(space_file) if space_file else None
+    if space and space.grid and "num-trials" not in options.given:
+        o["num_trials"] = len(space.points())
+    if space and space.grid and o["num_trials"] > len(space.points()):
+        found = f"{o['num_trials']} trials of a grid of {len(space.points())}"
+        raise InputError("--num-trials", found, "as many as the grid has points, or fewer")
+    if volumes and o["labels"]:
+        raise InputError("--labels", "the volumes name their classes", "leave it out")
     optimizers = check.check_names("optimizers", "optimizer", o["optimizers"])
     labels = Path(os.path.abspath(here / o["labels"])) if o["labels"] else None
     classes = tuple(read_labels(labels)) if labels else ()
-    losses = check.check_losses(o["loss"], classes)
+    losses = check.check_losses(o["loss"], classes, any_fits=base is not None)
     chosen = {
         key: check.check_choice(option, o[key])
         for key, option in (
@@ -89,12 +112,13 @@ def settings_from(options: Given, here: Path) -> Settings:
     gpu = find_gpu(o["gpu"])
     big = gpu and not apple_gpu()
     layers = check.find_layers(
-        o["layers"] or ("./layers/resunet.json" if big else "./layers/unet_small.json")
+        o["layers"] or ("./layers/resunet.json" if big else "./layers/unet_small.json"),
+        base_file.parent if base_file else None,
     )
     split = Path(o["split"]).absolute() if o["split"] else None
     return Settings(
         study_name=name,
-        data=Path(os.path.abspath(here / o["data"])),
+        data=data,
         layers=layers,
         image_size=o["image_size"] or (256 if big else 128),
         num_trials=o["num_trials"],
@@ -128,7 +152,46 @@ def settings_from(options: Given, here: Path) -> Settings:
         trial_command=parse_trial_command(o["trial_command"], here)
         if o["trial_command"] is not None
         else None,
+        config=config,
+        base=base,
+        space_file=space_file,
+        space=space,
+        network=read_json(layers, "layers file") if space else None,
+        volumes=volumes,
+        batch_size_given="batch-size" in options.given,
     )
+
+
+def _fill_from_base(options: Given, base: dict[str, Any], volumes: bool) -> None:
+    """Options that were not typed follow the base configuration, where it says something.
+
+    Of volumes, the base's own optimizer and loss are the first of those that are searched, and its
+    rate lies in the range.
+    """
+    o, typed = options.options, options.given
+    optimizer, rate = value_at(base, "optimizer.type"), value_at(base, "optimizer.learning_rate")
+    loss, epochs = value_at(base, "loss.function"), base.get("num_epochs")
+    if "num-epochs" not in typed and isinstance(epochs, int):
+        o["num_epochs"] = epochs
+    if "layers" not in typed and isinstance(base.get("layers"), str):
+        o["layers"] = base["layers"]
+    if "optimizers" not in typed and isinstance(optimizer, str):
+        o["optimizers"] = f"{optimizer},{o['optimizers']}"
+    if "loss" not in typed and isinstance(loss, str):
+        o["loss"] = f"{loss},dice_ce,dice" if volumes else loss
+    if isinstance(rate, int | float) and rate > 0:
+        if "lr-range-min" not in typed:
+            o["lr_range_min"] = min(o["lr_range_min"], rate)
+        if "lr-range-max" not in typed:
+            o["lr_range_max"] = max(o["lr_range_max"], rate)
+    if volumes and "metric" not in typed:
+        o["metric"] = "foreground_dice"
+    size = next(
+        (one["resize"][0] for one in value_at(base, "data.transforms") or [] if "resize" in one),
+        None,
+    )
+    if "image-size" not in typed and isinstance(size, int):
+        o["image_size"] = size
 
 
 def find_gpu(asked: bool | None) -> bool:

@@ -18,9 +18,10 @@ from study.records import (
     checkpoint_of,
     run_name,
 )
+from study.render import network_of, render_test
 from study.settings import Settings
-from study.space import render_test, test_folders
 from study.start_weights import StartWeights
+from study.volumes import VolumeDataset
 
 SCHEMA_VERSION = 1
 
@@ -32,11 +33,11 @@ def best_of(records: list[TrialRecord]) -> TrialRecord | None:
 
 
 def near(path: Path, here: Path) -> str:
-    """A folder as config_test.json names it: relative where it really lies below `here`."""
+    """A path as config_test.json names it: relative where it really lies below `here`."""
     real = path.resolve()
     if real.is_relative_to(here.resolve()):
-        return f"./{real.relative_to(here.resolve())}/"
-    return f"{real}/"
+        return f"./{real.relative_to(here.resolve())}"
+    return str(real)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Promotion:
     folder: Path
     here: Path
     place: Place
-    dataset: Dataset
+    dataset: Dataset | VolumeDataset
     start: StartWeights
     records: Records
 
@@ -85,7 +86,7 @@ class Promotion:
             "schema_version": SCHEMA_VERSION,
             **best.as_dict(self.settings.study_name, self.settings.metric),
             "test": told or None,
-            "network": self.start.layers,
+            "network": network_of(best.parameters or {}, self.settings, self.start.layers),
             "command": list(own.words) if (own := self.settings.trial_command) else None,
             "options": self.settings.options(),
             "data_checksum": self.dataset.fingerprint,
@@ -96,16 +97,14 @@ class Promotion:
 
     def _config(self, best: TrialRecord, model: str) -> dict[str, Any]:
         """config_test.json for the model in the folder `model`."""
-        layout = self.dataset.layout
-        inputs, targets = test_folders(layout)
         foreign = self.place.foreign
         return render_test(
             self.settings,
-            layout,
+            self.dataset,
             best.loss,
             load=f"{model}/{MODEL_FILE}",
             split=None if foreign else f"{model}/{SPLIT_FILE}",
             output="./predictions/",
-            folders=(near(inputs, self.here), near(targets, self.here) if targets else None),
+            near=lambda path: near(path, self.here),
             layers=f"{model}/layers.json" if foreign else None,
         )

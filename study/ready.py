@@ -12,22 +12,26 @@ from launchers.choice import Place
 from study.dataset import Dataset, read_dataset
 from study.foreign import check_foreign
 from study.records import SPLIT_FILE
+from study.render import network_of, render
 from study.report import print_settings
 from study.resources import UNKNOWN_PARAMETERS, check_disk, describe, disk_needed_bytes
 from study.settings import Settings
 from study.slots import Slot, choose_slot
+from study.space import first_points
 from study.split import make_split
 from study.start_weights import StartWeights, find_start_weights
-from trainer.data.folders import Layout
+from study.volumes import VolumeDataset, read_volumes
+from trainer.config import parse_config
 from trainer.data.split import Split, read_split
 from trainer.errors import InputError
+from trainer.networks.description import parse_network
 
 
 class Ready(NamedTuple):
     """A study that could begin: all that is decided before anything is written or started."""
 
     settings: Settings
-    dataset: Dataset
+    dataset: Dataset | VolumeDataset
     split: Split
     slot: Slot
     start: StartWeights
@@ -55,15 +59,22 @@ def make_ready(
     settings: Settings, resume: bool, here: Path, folder: Path, console: Console, place: Place
 ) -> Ready:
     """Reads the data, draws the split (or takes that of the study to resume), and decides."""
-    with console.status("reading the data …") as status:
-        dataset = read_dataset(
-            settings.data,
-            list(settings.classes),
-            lambda done, total: status.update(f"reading the data: {done}/{total}"),
-        )
+    dataset: Dataset | VolumeDataset
+    if settings.volumes:
+        dataset = read_volumes(settings.data, settings.select_on)
+    else:
+        with console.status("reading the data …") as status:
+            dataset = read_dataset(
+                settings.data,
+                list(settings.classes),
+                lambda done, total: status.update(f"reading the data: {done}/{total}"),
+            )
     if settings.select_on == "test" and not dataset.test_has_truth:
         raise InputError("--select-on test", "the test images have no masks", "validation")
     if place.foreign:
+        if isinstance(dataset, VolumeDataset):
+            found = "is a foreign image: it knows no prepared volumes"
+            raise InputError(f"--docker-image {settings.docker_image}", found, "an image of ours")
         check_foreign(settings, dataset)
     size = None if settings.trial_command else describe(settings.layers)
     needed = disk_needed_bytes(size["parameters"] if size else UNKNOWN_PARAMETERS, settings)
@@ -76,11 +87,39 @@ def make_ready(
         split = read_split(split_file)
     else:
         split = make_split(dataset, settings)
+    check_space(settings, dataset, start)
     return Ready(settings, dataset, split, slot, start, size, needed, free)
 
 
-def inputs_of(layout: Layout, split_file: Path | None, start: StartWeights) -> tuple[Path, ...]:
+def check_space(settings: Settings, dataset: Dataset | VolumeDataset, start: StartWeights) -> None:
+    """Raises InputError where a value of --space, or the base, makes no configuration that the
+    trainer takes: every choice and both ends of each range are tried, one at a time."""
+    if settings.base is None and settings.space is None:
+        return
+    first = first_points(settings)[0]
+    tried = [("--config", first)]
+    for key, one in settings.space.parameters.items() if settings.space else ():
+        values = one if isinstance(one, list) else [one.low, one.high]
+        tried += [(f"--space, {key} {value!r}", {**first, key: value}) for value in values]
+    for where, point in tried:
+        network = network_of(point, settings, start.layers)
+        content = render(
+            point, settings, dataset, layers="layers.json", split=None, load=None, foreign=False
+        )
+        try:
+            parse_config(content, "configuration")
+            parse_network(network, "layers")
+        except InputError as error:
+            raise InputError(where, str(error), error.accepted, error.fix) from None
+
+
+def inputs_of(
+    dataset: Dataset | VolumeDataset, split_file: Path | None, start: StartWeights
+) -> tuple[Path, ...]:
     """What a trial reads outside its run folder."""
+    if isinstance(dataset, VolumeDataset):
+        return (*dataset.inputs, *start.files)
+    layout = dataset.layout
     folders = (layout.inputs, layout.targets, layout.test_inputs, layout.test_targets)
     inputs = [folder.resolve() for folder in folders if folder]
     inputs += [split_file] if split_file else []

@@ -50,6 +50,7 @@ class TrialRecord:
     weights: str = ""
     evaluated_on: str = ""
     lr_scheduler: str = ""
+    parameters: dict[str, Any] | None = None
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> TrialRecord:
@@ -73,6 +74,7 @@ class TrialRecord:
             "weights",
             "evaluated_on",
             "lr_scheduler",
+            "parameters",
         )
         return {key: getattr(self, key) for key in (*published, *ours)} | {
             "metric": metric,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Sequence
-from math import log
+from math import log, prod
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,16 @@ from study.records import MODEL_FILE, TrialRecord, checkpoint_of, run_name
 from study.resources import megabytes
 from study.settings import Settings
 from study.slots import Slot, gpus
-from study.space import first_point
+from study.space import first_points
 from study.split import crossings
 from study.start_weights import StartWeights
 from study.statistics import told
 from study.storage import masked
 from study.view import duration, settings_of
+from study.volumes import BASE_FILE, VolumeDataset
+from trainer.config.override import value_at
 from trainer.data.split import Split
-from trainer.metrics import ImageScore, class_dice
+from trainer.metrics import ImageScore, VolumeScore, class_dice
 from trainer.networks.description import parse_network
 from trainer.networks.keras.graph import is_keras
 
@@ -57,7 +59,32 @@ def _parts(dataset: Dataset, split: Split) -> str:
     return parts + f"{len(split.parts.test)} test ({where})"
 
 
-def _data_rows(dataset: Dataset, split: Split) -> list[tuple[str, str]]:
+def _volume_rows(dataset: VolumeDataset, split: Split) -> list[tuple[str, str]]:
+    cases = [case for part in dataset.parts.values() for case in part]
+    shapes = sorted((case.grid.shape for case in cases), key=prod)
+    smallest, largest = ("x".join(map(str, shape)) for shape in (shapes[0], shapes[-1]))
+    spacing = dataset.header.preparation.spacing_mm
+    told = " x ".join(f"{mm:g}" for mm in spacing) + " mm" if spacing else "each case its own"
+    parts = {part: len(names) for part, names in split.parts.model_dump().items()}
+    chosen = "validation" if split.select_on == "validation" else "test"
+    nothing = dataset.score_of_nothing(dataset.parts[chosen])
+    test = "" if dataset.test_has_truth else " (not scored)"
+    return [
+        (
+            "Cases",
+            f"{len(cases)}: {parts['training']} training, {parts['validation']} validation, "
+            f"{parts['test']} test{test}; chosen on {chosen}",
+        ),
+        ("Channels", ", ".join(dataset.header.channels)),
+        ("Sizes, spacing", f"{smallest} to {largest} voxels, {told}"),
+        ("Classes", ", ".join(f"{name} {share:.2%}" for name, share in dataset.shares())),
+        ("Predicting nothing scores", f"accuracy {nothing:.3f}, foreground Dice about 0"),
+    ]
+
+
+def _data_rows(dataset: Dataset | VolumeDataset, split: Split) -> list[tuple[str, str]]:
+    if isinstance(dataset, VolumeDataset):
+        return _volume_rows(dataset, split)
     sizes = [size for images in dataset.all_images for size in images.sizes]
     widths, heights = [s[0] for s in sizes], [s[1] for s in sizes]
     empty = sum(int(images.empty.sum()) for images in dataset.images_with_truth)
@@ -129,7 +156,7 @@ def print_settings(
     settings: Settings,
     place: Place,
     slot: Slot,
-    dataset: Dataset,
+    dataset: Dataset | VolumeDataset,
     split: Split,
     start: StartWeights,
     network_size: dict[str, int] | None,
@@ -152,23 +179,34 @@ def print_settings(
     big = ""
     if not s.gpu and s.layers.name == "unet_small.json":
         big = "; the big one: --layers ./layers/resunet.json --image-size 256"
-    rows = [
-        ("Study", s.study_name),
-        ("Trials", f"{s.num_trials} of {s.num_epochs} epochs"),
+    searched = [
         ("Optimizers", ", ".join(s.optimizers)),
         ("Losses", ", ".join(s.losses)),
         ("Learning rate", f"{s.lr_min:g} to {s.lr_max:g}, log-uniform"),
         ("Learning rate schedule", schedule),
-        ("Trial 0", f"{settings_of(first_point(s))}: what the search has to beat"),
+    ]
+    if s.space:
+        searched = [("Search space", s.space.told)]
+    seen = f"{s.image_size}x{s.image_size} pixels, {_channels(start)}, {s.batch_size} images"
+    if s.base is not None and not s.batch_size_given:
+        batch = value_at(s.base, "data.batch_size") or s.batch_size
+        seen = f"{s.image_size}x{s.image_size} pixels, {_channels(start)}, {batch} images"
+        if s.volumes:
+            size = "x".join(map(str, value_at(s.base, "data.patches.size") or ["?"]))
+            seen = f"{size} voxels, {batch} crops"
+    rows = [
+        ("Study", s.study_name),
+        ("Trials", f"{s.num_trials} of {s.num_epochs} epochs"),
+        *searched,
+        ("Trial 0", f"{settings_of(first_points(s)[0])}: what the search has to beat"),
         ("Command", str(s.trial_command))
         if s.trial_command
         else ("Network", f"{s.layers}{size}{big}"),
         ("Weights", start.label),
-        (
-            "Image size, batch size",
-            f"{s.image_size}x{s.image_size} pixels, {_channels(start)}, {s.batch_size} images",
-        ),
-        ("Augmentation", "none (foreign image)" if place.foreign else s.augment),
+        ("Base configuration", str(s.config or s.data / BASE_FILE))
+        if s.base is not None
+        else ("Augmentation", "none (foreign image)" if place.foreign else s.augment),
+        ("Crop size, batch size" if s.volumes else "Image size, batch size", seen),
         ("Chosen on", f"{on}, by {s.metric}"),
         ("Pruning", "median, after 5 complete trials" if s.prune else "off"),
         ("Seed", str(s.seed)),
@@ -202,6 +240,30 @@ def _storage(url: str) -> str:
     if shown != url:
         return f"{shown} (watch it: optuna-dashboard with your --storage)"
     return f"{url} (watch it: optuna-dashboard {shlex.quote(url)})"
+
+
+def _rows_of_volumes(
+    name: str, result: dict[str, Any] | None, classes: list[str]
+) -> list[tuple[str, str]]:
+    """The scores of a part, each case counting once."""
+    scores = [VolumeScore.from_dict(one) for one in (result or {}).get("images", [])]
+    if not scores or not result:
+        return []
+
+    def mean(part: Sequence[VolumeScore]) -> float | None:
+        return sum(one.dice for one in part) / len(part) if part else None
+
+    interval = statistics.bootstrap_interval(scores, mean)
+    rows = [(f"{name} foreground Dice", f"{told(mean(scores), interval)} on {len(scores)} cases")]
+    by_class = result["class_dice"]
+    if len(classes) > 2:
+        text = ", ".join(f"{one} {value:.3f}" for one, value in by_class.items())
+        rows.append((f"{name} Dice by class", text))
+    for key, words in (("hd95_mm", "HD95 in mm"), ("surface_dice", "surface Dice")):
+        if key in result:
+            values = [f"{n} {'-' if v is None else f'{v:.3f}'}" for n, v in result[key].items()]
+            rows.append((f"{name} {words}", ", ".join(values)))
+    return rows
 
 
 def _scores(result: dict[str, Any] | None) -> list[ImageScore]:
@@ -288,6 +350,9 @@ def print_end(
 ) -> None:
     """The best trial, its scores, what to doubt about them, and the command to use the model."""
     rows = _trial_rows(settings, best, records)
+    if settings.volumes:
+        print_end_of_volumes(settings, split, best, rows, validation, test, launcher, console)
+        return
     on_validation, on_test = _scores(validation), _scores(test)
     if settings.select_on == "validation" and on_validation:
         rows += _score_rows("Validation", on_validation, split.masks.names)
@@ -299,6 +364,28 @@ def print_end(
         rows.append(("Chosen on", "THE TEST IMAGES (published protocol): optimistic"))
     rows += _warnings(settings, split, best, on_test)
     print_grid([(name, value) for name, value in rows], console)
+    for line in _next_steps(settings, launcher):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_end_of_volumes(
+    settings: Settings,
+    split: Split,
+    best: TrialRecord,
+    rows: list[tuple[str, str]],
+    validation: dict[str, Any] | None,
+    test: dict[str, Any] | None,
+    launcher: str,
+    console: Console,
+) -> None:
+    """The best trial of a study of volumes, after the `rows` about its trials."""
+    if settings.select_on == "validation":
+        rows += _rows_of_volumes("Validation", validation, split.masks.names)
+    else:
+        rows.append(("Chosen on", "THE TEST CASES (published protocol): optimistic"))
+    rows += _rows_of_volumes("Test", test, split.masks.names)
+    rows += _warnings(settings, split, best, [])
+    print_grid(rows, console)
     for line in _next_steps(settings, launcher):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from study.space_file import Space
 from study.trial_command import TrialCommand
 from trainer.config import (
     LOSSES,
@@ -17,7 +19,9 @@ from trainer.config import (
     OPTIMIZERS,
     SCHEDULES_OF_STUDIES,
     known_name,
+    read_json,
 )
+from trainer.config.override import value_at
 from trainer.data.labels import MaskClass
 from trainer.errors import InputError, nearest
 from trainer.networks.description import Network, check_size, read_network
@@ -84,6 +88,16 @@ class Settings:
     keep_checkpoints: int
     storage: str
     trial_command: TrialCommand | None = None
+    config: Path | None = None
+    base: dict[str, Any] | None = None
+    """What is not searched: the section neural_network of --config, or of the configuration beside
+    prepared volumes."""
+    space_file: Path | None = None
+    space: Space | None = None
+    network: dict[str, Any] | None = None
+    """The network file's content, where a search space names keys of it."""
+    volumes: bool = False
+    batch_size_given: bool = True
 
     def options(self) -> dict[str, Any]:
         """Every option of the command line with its value, by name; a resume begins from them."""
@@ -117,6 +131,8 @@ class Settings:
             "timeout": f"{self.timeout_seconds:g}s" if self.timeout_seconds else None,
             "keep-checkpoints": self.keep_checkpoints,
             "trial-command": str(self.trial_command) if self.trial_command else None,
+            "config": str(self.config) if self.config else None,
+            "space": str(self.space_file) if self.space_file else None,
         }
 
     def fixed(self) -> dict[str, Any]:
@@ -126,7 +142,12 @@ class Settings:
         """
         fixed = {key: value for key, value in self.options().items() if key not in CHANGEABLE}
         named = [f"{c.name} {', '.join(map(str, c.values or c.colours))}" for c in self.classes]
-        return {**fixed, "labels": "; ".join(named) or None}
+        return {
+            **fixed,
+            "labels": "; ".join(named) or None,
+            "config": json.dumps(self.base, sort_keys=True) if self.base is not None else None,
+            "space": self.space.model_dump_json() if self.space else None,
+        }
 
 
 def new_name() -> str:
@@ -163,17 +184,32 @@ def check_names(option: str, kind: str, text: str) -> tuple[str, ...]:
         raise InputError(f"--{option}", error.found, error.accepted) from None
 
 
-def check_losses(text: str | None, classes: Sequence[MaskClass]) -> tuple[str, ...]:
-    """The losses that trials choose from: the usual two, or those of `text` that fit."""
+def check_losses(
+    text: str | None, classes: Sequence[MaskClass], any_fits: bool = False
+) -> tuple[str, ...]:
+    """The losses that trials choose from: the usual two, or those of `text` that fit. With a base
+    configuration the data are not known yet: `any_fits`, and the trainer checks."""
     fitting = LOSSES_OF_CLASSES if len(classes) > 2 else LOSSES_OF_FOREGROUND
     if text is None:
         return USUAL_LOSSES_OF_CLASSES if len(classes) > 2 else USUAL_LOSSES
     names = check_names("loss", "loss", text)
     for name in names:
-        if name not in fitting:
+        if name not in fitting and not any_fits:
             what = f"{len(classes)} classes" if len(classes) > 2 else "one foreground class"
             raise InputError("--loss", f"{name} does not fit {what}", ", ".join(fitting))
     return names
+
+
+def read_base(path: Path) -> dict[str, Any]:
+    """The section neural_network of a configuration file; raises InputError."""
+    content = read_json(path, "configuration")
+    base = content.get("neural_network") if isinstance(content, dict) else None
+    if not isinstance(base, dict):
+        raise InputError(str(path), "no object 'neural_network'", '{"neural_network": {…}}')
+    for section in ("data", "optimizer", "loss"):
+        if not isinstance(base.get(section, {}), dict):
+            raise InputError(f"{path}, {section}", "is no section", "an object")
+    return base
 
 
 def check_schedules(text: str | None, on: bool) -> tuple[str, ...]:
@@ -224,10 +260,11 @@ def seconds(option: str, text: str) -> float:
     return float(match[1]) * UNITS[match[2] or "s"]
 
 
-def find_layers(text: str) -> Path:
-    """A layers file: as given from here, else beside the program."""
+def find_layers(text: str, beside: Path | None = None) -> Path:
+    """A layers file: as given from here, else by its name in the folder `beside` (which may have
+    moved), else beside the program."""
     here = Path(text)
-    for path in (here, PROGRAM_FOLDER / text):
+    for path in (here, *([beside / here.name] if beside else []), PROGRAM_FOLDER / text):
         if path.is_file():
             return path.resolve()
     names = sorted(p.name for p in (PROGRAM_FOLDER / "layers").glob("*.json"))
@@ -235,10 +272,16 @@ def find_layers(text: str) -> Path:
     raise InputError("--layers", f"there is no file '{text}'", "a network file (JSON)", fix)
 
 
-def check_network(path: Path, image_size: int) -> Network:
-    """The network of a layers file, which must take the image size."""
-    network = read_network(path)
-    check_size(network, (image_size, image_size), "--image-size")
+def check_network(settings: Settings) -> Network:
+    """The network of a layers file, which must take the image size, or the crops of volumes."""
+    network = read_network(settings.layers)
+    if settings.volumes:
+        if network.dimensions != 3:
+            raise InputError(str(settings.layers), "is no network of volumes", '"dimensions": 3')
+        if size := value_at(settings.base or {}, "data.patches.size"):
+            check_size(network, size, "data.patches, size")
+    else:
+        check_size(network, (settings.image_size,) * 2, "--image-size")
     return network
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from study.dataset import Dataset, Images, twins
 from study.settings import Settings
+from study.volumes import VolumeDataset
 from trainer.data.split import Parts, Split, read_split
 from trainer.data.twins import grouped
 from trainer.errors import InputError
@@ -93,8 +94,22 @@ def draw(
     return {name: [images.names[i] for i in sorted(indices)] for name, indices in parts.items()}
 
 
-def make_split(dataset: Dataset, settings: Settings) -> Split:
-    """The split of a new study: drawn, or with the parts of the file that `--split` names."""
+def make_split(dataset: Dataset | VolumeDataset, settings: Settings) -> Split:
+    """The split of a new study: drawn, or with the parts of the file that `--split` names; of
+    prepared volumes the parts that they have."""
+    if isinstance(dataset, VolumeDataset):
+        for option, value in (("--split", settings.split), ("--group-by", settings.group_by)):
+            if value is not None:
+                found = "prepared volumes are split already"
+                raise InputError(option, found, fix="leave it out, or prepare them again")
+        names = {part: [case.name for case in cases] for part, cases in dataset.parts.items()}
+        return Split(
+            seed=settings.seed,
+            select_on="test" if settings.select_on == "test" else "validation",
+            metric=settings.metric,
+            parts=Parts(**names),
+            masks=dataset.masks,
+        )
     if settings.split:
         parts = _given_parts(dataset, str(settings.split), settings.select_on)
     else:

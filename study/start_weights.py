@@ -13,6 +13,7 @@ from typing import Any
 from study import paste
 from study.dataset import Dataset
 from study.settings import Settings
+from study.volumes import VolumeDataset
 from trainer.config import read_json
 from trainer.errors import InputError
 from trainer.files import write_json
@@ -61,9 +62,9 @@ class StartWeights:
         """Of the weights; "random" for random ones."""
         return sha256(self.copy[0]) if self.copy else "random"
 
-    def write_network(self, run_folder: Path) -> None:
-        """The network file of a trial, and the Python file that it names."""
-        write_json(run_folder / "layers.json", self.layers)
+    def write_network(self, run_folder: Path, layers: Any) -> None:
+        """The network file of a trial with this content, and the Python file that it names."""
+        write_json(run_folder / "layers.json", layers)
         if self.module:
             shutil.copyfile(self.module, run_folder / self.module.name)
 
@@ -82,7 +83,7 @@ def _with_weights(layers: Any, weights: str | None) -> Any:
     return layers if is_keras(layers) else {**layers, "weights": weights}
 
 
-def layers_for(settings: Settings, dataset: Dataset) -> Any:
+def layers_for(settings: Settings, dataset: Dataset | VolumeDataset) -> Any:
     """The network file's content, with channels, classes and activation by the data where it leaves
     them out; raises InputError where its classes are not those of the masks. A Keras file stays as
     it is."""
@@ -108,10 +109,12 @@ def layers_for(settings: Settings, dataset: Dataset) -> Any:
     return content
 
 
-def _check_keras(content: Any, settings: Settings, dataset: Dataset) -> None:
+def _check_keras(content: Any, settings: Settings, dataset: Dataset | VolumeDataset) -> None:
     where = str(settings.layers)
     network = parse_network(content, where)
     graph = network.graph
+    if isinstance(dataset, VolumeDataset):
+        raise InputError(where, "is a Keras network", "for volumes, a network file of ours")
     if network.dimensions != 2 or network.in_channels not in (1, 3):
         found = f"its input has {network.dimensions} dimensions and {network.in_channels} channels"
         raise InputError(where, found, "images of 1 or 3 channels")
@@ -129,7 +132,9 @@ def _check_keras(content: Any, settings: Settings, dataset: Dataset) -> None:
         raise InputError(where, found, f"{dataset.masks.outputs}")
 
 
-def find_start_weights(settings: Settings, dataset: Dataset, study_folder: Path) -> StartWeights:
+def find_start_weights(
+    settings: Settings, dataset: Dataset | VolumeDataset, study_folder: Path
+) -> StartWeights:
     """The weights that `--weights` and `--transfer-learning` ask for; raises InputError.
 
     `auto`: an encoder's ImageNet weights where they were fetched before, else random ones.
@@ -147,7 +152,7 @@ def find_start_weights(settings: Settings, dataset: Dataset, study_folder: Path)
     )
 
 
-def _find(settings: Settings, dataset: Dataset, study_folder: Path) -> StartWeights:
+def _find(settings: Settings, dataset: Dataset | VolumeDataset, study_folder: Path) -> StartWeights:
     layers = layers_for(settings, dataset)
     shown = str(settings.layers)
     if settings.trial_command and settings.weights in ("auto", "imagenet", "none"):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer import metrics
-from trainer.metrics import ImageScore
+from trainer.metrics import ImageScore, VolumeScore
 
 RESAMPLES = 2000
 PERMUTATIONS = 9999
@@ -17,10 +17,13 @@ ROUNDING = 1e-12
 """Two arrangements that differ by less are equal."""
 
 
+Score = TypeVar("Score", ImageScore, VolumeScore)
+
+
 def bootstrap_interval(
-    scores: Sequence[ImageScore], metric: Callable[[Sequence[ImageScore]], float | None]
+    scores: Sequence[Score], metric: Callable[[Sequence[Score]], float | None]
 ) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of `metric` over images (Efron 1979), seeded.
+    """95 % percentile bootstrap interval of `metric` over images or volumes (Efron 1979), seeded.
 
     None where there are fewer than two images, or the metric has no value.
     """

@@ -180,6 +180,13 @@ class VolumeScore:
                 one[key] = value
         return {"name": self.name, "dice": self.dice, "iou": self.iou, "classes": classes}
 
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> VolumeScore:
+        """Back from result.json."""
+        keys = ("tp", "fp", "fn", "tn")
+        counts = tuple(Counts(**{key: one[key] for key in keys}) for one in content["classes"])
+        return cls(content["name"], counts)
+
 
 def volume_summary(scores: Sequence[VolumeScore], names: Sequence[str]) -> dict[str, Any]:
     """As `summary`, every case counting once; with hd95_mm and surface_dice by class where they

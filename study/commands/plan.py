@@ -18,16 +18,18 @@ from launchers import Job, Launcher
 from launchers.choice import choose_launcher
 from launchers.run_folder import device_inside, trainer_options
 from study import failures
+from study.dataset import Dataset
 from study.ready import inputs_of, make_ready
 from study.records import SPLIT_FILE, run_name
+from study.render import network_of, render
 from study.report import print_grid
 from study.resources import megabytes
 from study.settings import Settings, check_network
 from study.slots import Slot
-from study.space import first_point, render
+from study.space import first_points
 from study.start_weights import StartWeights
 from study.view import duration
-from trainer.data.folders import Layout
+from study.volumes import VolumeDataset
 from trainer.errors import InputError, RmlError
 from trainer.events import RESULT_FILE
 from trainer.files import write_json
@@ -91,7 +93,7 @@ def plan_study(settings: Settings, *, here: Path, console: Console) -> int:
     if settings.trial_command:
         found = "is not known: only the program's own trainer measures a step"
         raise InputError("--trial-command", found, "plan without it")
-    check_network(settings.layers, settings.image_size)
+    check_network(settings)
     place = choose_launcher(
         settings.launcher, settings.docker_image, settings.docker_image_given, settings.gpu
     )
@@ -108,11 +110,11 @@ def plan_study(settings: Settings, *, here: Path, console: Console) -> int:
         ready.print(place, console)
         write_json(folder / SPLIT_FILE, ready.split.model_dump())
         ready.start.put_in_place()
-        inputs = inputs_of(ready.dataset.layout, folder / SPLIT_FILE, ready.start)
+        inputs = inputs_of(ready.dataset, folder / SPLIT_FILE, ready.start)
         with console.status("measuring one step …"):
             measured = measure_step(
                 ready.settings,
-                ready.dataset.layout,
+                ready.dataset,
                 ready.start,
                 ready.slot,
                 place.launcher,
@@ -126,7 +128,7 @@ def plan_study(settings: Settings, *, here: Path, console: Console) -> int:
 
 def measure_step(
     settings: Settings,
-    layout: Layout,
+    dataset: Dataset | VolumeDataset,
     start: StartWeights,
     slot: Slot,
     launcher: Launcher,
@@ -139,11 +141,12 @@ def measure_step(
     """
     run_folder = folder / run_name(0)
     run_folder.mkdir()
-    start.write_network(run_folder)
+    point = first_points(settings)[0]
+    start.write_network(run_folder, network_of(point, settings, start.layers))
     content = render(
-        first_point(settings),
+        point,
         settings,
-        layout,
+        dataset,
         layers="layers.json",
         split=folder / SPLIT_FILE,
         load=start.load,

@@ -1,4 +1,5 @@
-"""Command line: `python -m trainer.prepare demo TARGET`, `… busi SOURCE DATA`, `… weights FILE`."""
+"""Command line: `python -m trainer.prepare demo TARGET`, `… busi SOURCE DATA`, `… weights FILE`,
+and `… msd SOURCE TARGET` and the other kinds of volumes, which are in volume_commands.py."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.errors import RmlError
+from trainer.prepare import volume_commands
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "download the pretrained weights that a network file asks for"
     weights = commands.add_parser("weights", help=text, description=text)
     weights.add_argument("layers", metavar="LAYERS.json", type=Path, help="a network file")
+    volume_commands.add_commands(commands)
     return parser
 
 
@@ -82,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _demo(given.target, given.images, given.test_images, given.seed)
         elif given.command == "busi":
             _busi(given.source, given.target, given.test_share, given.seed)
+        elif given.command in volume_commands.COMMANDS:
+            volume_commands.run(given)
         else:
             from trainer.prepare.weights import fetch
 

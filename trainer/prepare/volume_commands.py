@@ -1,0 +1,211 @@
+"""The command line of the kinds of volumes: `python -m trainer.prepare msd SOURCE TARGET` …"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import InputError
+
+IMAGES_AND_LABELS = (("images", "labels"), ("imagesTr", "labelsTr"), ("inputs", "targets"))
+
+LAYOUTS = {
+    "msd": "a task of the Medical Segmentation Decathlon (dataset.json, imagesTr, labelsTr)",
+    "nnunet": "nnU-Net's raw layout (dataset.json, imagesTr/CASE_0000.nii.gz …, labelsTr)",
+    "pairs": "scans and labels as loose files (.nii, .nii.gz, .mha, .mhd, .nrrd, .npy)",
+    "dicom": "folders with a DICOM series each, labels as NIfTI beside them (needs pydicom)",
+}
+"""Layouts that are prepared alike, and what they are."""
+
+PHANTOMS = {
+    "msd": "brains of four channels with tumours",
+    "nnunet": "the same, with regions and folds",
+    "pairs": "abdomens in CT as .nrrd",
+    "dicom": "the same as DICOM series",
+    "kits19": "kidneys in CT",
+    "lits": "livers in CT",
+    "brats": "brains in a file a modality",
+}
+COMMANDS = (*LAYOUTS, "phantoms")
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the kinds of volumes to the commands of the program."""
+    for kind, what in LAYOUTS.items():
+        text = f"prepare volumes: {what}"
+        parser = commands.add_parser(
+            kind,
+            help=text,
+            description=text,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        parser.add_argument("source", metavar="SOURCE", type=Path, help="the data set's folder")
+        parser.add_argument("target", metavar="TARGET", type=Path, help="a new or empty folder")
+        _add_shared(parser)
+        if kind != "dicom":
+            parser.add_argument(
+                "--patient",
+                metavar="REGEX",
+                default="",
+                help="what of a case's name is its patient, like '^[^_]+'; empty: all of it",
+            )
+        if kind == "nnunet":
+            parser.add_argument(
+                "--fold", type=int, help="of splits_final.json; the first where it is left out"
+            )
+        if kind in ("pairs", "dicom"):
+            parser.add_argument("--label-folder", metavar="DIR", type=Path, help="labels lie there")
+        if kind == "pairs":
+            parser.add_argument(
+                "--image-pattern",
+                metavar="NAME",
+                default="*",
+                help="file names of scans; * is the case",
+            )
+            parser.add_argument(
+                "--label-pattern",
+                metavar="NAME",
+                default="*",
+                help="file names of labels; * is the case",
+            )
+            parser.add_argument(
+                "--modality",
+                metavar="NAMES",
+                default="",
+                help="of each channel, like CT or T1,FLAIR; CT is normalized as a whole set",
+            )
+
+    text = "make up volumes, in the layout of a published data set: "
+    text += "; ".join(f"{kind}: {what}" for kind, what in PHANTOMS.items())
+    parser = commands.add_parser(
+        "phantoms",
+        help="make up volumes, for a first try",
+        description=text,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("kind", metavar="KIND", choices=PHANTOMS, help=", ".join(PHANTOMS))
+    parser.add_argument("target", metavar="TARGET", type=Path, help="a new or empty folder")
+    parser.add_argument("--cases", type=int, default=12, help="how many")
+    parser.add_argument("--size", type=int, default=48, help="voxels a side, about")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same volumes")
+
+
+def _add_shared(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--labels",
+        metavar="NAME=VALUES",
+        nargs="+",
+        default=[],
+        help="classes, like 'whole tumour=1,2,3' 'core=2,3', or names of the data set; values in "
+        "none are background; left out: all",
+    )
+    add("--split", metavar="T,V,T", default="0.7,0.15,0.15", help="shares of patients")
+    add("--seed", type=int, default=0, help="the same seed draws the same split")
+    add(
+        "--order",
+        choices=("seed", "file"),
+        default="seed",
+        help="file: the split takes cases in the order in which they are listed",
+    )
+    add(
+        "--spacing",
+        metavar="MM,MM,MM",
+        default="auto",
+        help="of all cases, first axis first; auto: derived from them, none: as they come",
+    )
+    add("--reshape", metavar="D,H,W", default="", help="voxels of all cases, instead of a spacing")
+    add(
+        "--crop",
+        metavar="B:A,B:A,B:A",
+        default="",
+        help="voxels to take away before and after along each axis, like 0:0,0:0,2:1",
+    )
+    add("--jobs", type=int, default=0, help="cases at a time; 0: 4, or as many as cores")
+    add("--memory-gib", type=float, default=0.0, help="to plan for; 0: that of the GPU or machine")
+    add("--with-test", action="store_true", help="write imagesTs too, as unlabelled.h5")
+    add("--skip-bad", action="store_true", help="leave out cases with a fault and tell them")
+
+
+def show_progress(what: str, done: int, total: int) -> None:
+    """One line on a terminal, written over and over."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{done} of {total} cases {what}", end=end, file=sys.stderr, flush=True)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Runs one of these commands; raises InputError."""
+    RUNS.get(given.command, _prepare)(given)
+
+
+def _phantoms(given: argparse.Namespace) -> None:
+    from trainer.prepare.phantoms import make_phantoms
+
+    make_phantoms(given.kind, given.target, given.cases, given.size, given.seed, show_progress)
+    print(f"Wrote {given.cases} volumes to {given.target}: {PHANTOMS[given.kind]}.")
+    print("They are made up: nothing medical follows.")
+    print(f"Next: python -m trainer.prepare {NEXT.get(given.kind, given.kind)} {given.target} DATA")
+
+
+def _prepare(given: argparse.Namespace) -> None:
+    from trainer.prepare.volumes import Choices, prepare
+
+    for option, number in (("--jobs", given.jobs), ("--memory-gib", given.memory_gib)):
+        if number < 0:
+            raise InputError(option, f"is {number:g}", "0 or more")
+    choices = Choices(
+        given.split,
+        given.seed,
+        given.order == "file",
+        given.spacing,
+        given.reshape,
+        given.crop,
+        tuple(given.labels),
+        given.jobs,
+        given.memory_gib,
+        given.with_test,
+        given.skip_bad,
+    )
+    made = prepare(_sources(given), given.target, choices, show_progress)
+    told = ", ".join(f"{count} {part}" for part, count in made.parts.items())
+    print(f"Wrote {told} cases to {given.target}.")
+    for note in made.notes:
+        print(note)
+    preparation, data = made.plan.preparation, made.plan.config["neural_network"]["data"]
+    size = "x".join(map(str, data["patches"]["size"]))
+    if preparation.spacing_mm:
+        spacing = " x ".join(f"{mm:.4g}" for mm in preparation.spacing_mm)
+        print(f"Spacing: {spacing} mm.")
+    print(f"Classes: {', '.join(preparation.classes)}.")
+    print(f"Planned: crops of {size}, {data['batch_size']} in a batch (config.json, layers.json).")
+    print(f"Next: python rml_optimization.py --data {given.target}")
+
+
+def _sources(given: argparse.Namespace) -> Any:
+    from trainer.prepare import volume_sources as layouts
+
+    if given.command != "dicom":
+        layouts.check_pattern(given.patient, "--patient")
+    if given.command == "msd":
+        return layouts.msd(given.source, given.patient)
+    if given.command == "nnunet":
+        return layouts.nnunet(given.source, given.fold, given.patient)
+    if given.command == "dicom":
+        return layouts.dicom(given.source, given.label_folder)
+    images, labels = given.source, given.label_folder or given.source
+    if given.label_folder is None and "*" == given.image_pattern == given.label_pattern:
+        for one, other in IMAGES_AND_LABELS:
+            if (images / one).is_dir() and (images / other).is_dir():
+                images, labels = images / one, images / other
+                break
+    patterns = (given.image_pattern, given.label_pattern)
+    found = layouts.pairs(images, labels, *patterns, given.patient)
+    return found._replace(channels=[one for one in given.modality.split(",") if one])
+
+
+NEXT = {"brats": "brats-slices"}
+RUNS: dict[str, Callable[[argparse.Namespace], None]] = {"phantoms": _phantoms}
