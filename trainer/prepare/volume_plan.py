@@ -186,6 +186,7 @@ def plan(
     size = [float(n) for n in shape] if shape else prepared_shape(fingerprint, resampled)
     for axis, ends in enumerate(fixed.get("crop") or () if not shape else ()):
         size[axis] = max(1.0, size[axis] - sum(ends))
+    size = [max(n, least) for n, least in zip(size, fixed.get("pad_to") or (1, 1, 1), strict=True)]
     steps = list(resampled or fingerprint["median_spacing_mm"])
     if shape:
         extent = zip(fingerprint["median_shape"], fingerprint["median_spacing_mm"], strict=True)
