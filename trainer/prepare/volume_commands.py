@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import InputError
+from trainer.prepare import recipe_commands
+from trainer.prepare.recipe_commands import add_folders, show_progress, tell
 
 IMAGES_AND_LABELS = (("images", "labels"), ("imagesTr", "labelsTr"), ("inputs", "targets"))
 
@@ -29,21 +30,13 @@ PHANTOMS = {
     "lits": "livers in CT",
     "brats": "brains in a file a modality",
 }
-COMMANDS = (*LAYOUTS, "phantoms")
+COMMANDS = (*LAYOUTS, "phantoms", *recipe_commands.RUNS)
 
 
 def add_commands(commands: Any) -> None:
     """Adds the kinds of volumes to the commands of the program."""
     for kind, what in LAYOUTS.items():
-        text = f"prepare volumes: {what}"
-        parser = commands.add_parser(
-            kind,
-            help=text,
-            description=text,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        parser.add_argument("source", metavar="SOURCE", type=Path, help="the data set's folder")
-        parser.add_argument("target", metavar="TARGET", type=Path, help="a new or empty folder")
+        parser = add_folders(commands, kind, f"prepare volumes: {what}")
         _add_shared(parser)
         if kind != "dicom":
             parser.add_argument(
@@ -78,6 +71,7 @@ def add_commands(commands: Any) -> None:
                 help="of each channel, like CT or T1,FLAIR; CT is normalized as a whole set",
             )
 
+    recipe_commands.add_commands(commands)
     text = "make up volumes, in the layout of a published data set: "
     text += "; ".join(f"{kind}: {what}" for kind, what in PHANTOMS.items())
     parser = commands.add_parser(
@@ -130,13 +124,6 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     add("--skip-bad", action="store_true", help="leave out cases with a fault and tell them")
 
 
-def show_progress(what: str, done: int, total: int) -> None:
-    """One line on a terminal, written over and over."""
-    if sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        print(f"\r{done} of {total} cases {what}", end=end, file=sys.stderr, flush=True)
-
-
 def run(given: argparse.Namespace) -> None:
     """Runs one of these commands; raises InputError."""
     RUNS.get(given.command, _prepare)(given)
@@ -171,18 +158,7 @@ def _prepare(given: argparse.Namespace) -> None:
         given.skip_bad,
     )
     made = prepare(_sources(given), given.target, choices, show_progress)
-    told = ", ".join(f"{count} {part}" for part, count in made.parts.items())
-    print(f"Wrote {told} cases to {given.target}.")
-    for note in made.notes:
-        print(note)
-    preparation, data = made.plan.preparation, made.plan.config["neural_network"]["data"]
-    size = "x".join(map(str, data["patches"]["size"]))
-    if preparation.spacing_mm:
-        spacing = " x ".join(f"{mm:.4g}" for mm in preparation.spacing_mm)
-        print(f"Spacing: {spacing} mm.")
-    print(f"Classes: {', '.join(preparation.classes)}.")
-    print(f"Planned: crops of {size}, {data['batch_size']} in a batch (config.json, layers.json).")
-    print(f"Next: python rml_optimization.py --data {given.target}")
+    tell(made, given.target)
 
 
 def _sources(given: argparse.Namespace) -> Any:
@@ -208,4 +184,7 @@ def _sources(given: argparse.Namespace) -> Any:
 
 
 NEXT = {"brats": "brats-slices"}
-RUNS: dict[str, Callable[[argparse.Namespace], None]] = {"phantoms": _phantoms}
+RUNS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "phantoms": _phantoms,
+    **recipe_commands.RUNS,
+}

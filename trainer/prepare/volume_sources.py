@@ -102,7 +102,7 @@ def _without_twice(cases: Sequence[Source], what: str) -> tuple[list[Source], li
     return [case for case in cases if counts[case.name] == 1], faults
 
 
-def _present(cases: Sequence[Source]) -> tuple[list[Source], list[InputError]]:
+def present(cases: Sequence[Source]) -> tuple[list[Source], list[InputError]]:
     """Cases whose files are there, and a fault for each of the others."""
     kept, faults = [], []
     for case in cases:
@@ -154,7 +154,7 @@ def msd(folder: Path, patient: str = "") -> Sources:
         image = folder / str(entry.get("image") if isinstance(entry, dict) else entry)
         unlabelled.append(Source(stem_of(image), (image,), None, stem_of(image)))
     once, faults = _without_twice(cases, "dataset.json")
-    there, more = _present(once)
+    there, more = present(once)
     return Sources(
         "msd",
         str(content.get("name") or folder.resolve().name),
@@ -212,7 +212,7 @@ def nnunet(folder: Path, fold: int | None = None, patient: str = "") -> Sources:
             found = f"has more channels than the {len(channels)} of {key}"
             faults.append(InputError(f"{name}, {extra}", found))
             cases = [case for case in cases if case.name != name]
-    there, more = _present(cases)
+    there, more = present(cases)
     unlabelled = [
         Source(
             name,

@@ -268,11 +268,14 @@ def prepare(
     target: Path,
     choices: Choices,
     progress: Progress = lambda what, done, total: None,
+    recipe: dict[str, Any] | None = None,
+    also: Callable[[Path, Sequence[Source]], None] = lambda folder, cases: None,
 ) -> Prepared:
     """Writes train.h5, validation.h5, test.h5, fingerprint.json, config.json and layers.json.
 
-    Raises InputError for a target that is not empty, and with all faults of the cases; with
-    `skip_bad` those are left out and told.
+    `recipe` has keys of the preparation that are not derived from the cases; `also` writes more
+    into the folder, of the cases that are sound. Raises InputError for a target that is not empty,
+    and with all faults of the cases; with `skip_bad` those are left out and told.
     """
     check_empty(target)
     jobs = choices.jobs or min(4, os.cpu_count() or 1)
@@ -312,6 +315,7 @@ def prepare(
         orientation=orientation,
         labels=labels,
         **crop,
+        **(recipe or {}),
     )
     header = Header(
         kind=sources.kind,
@@ -333,6 +337,7 @@ def prepare(
             path = folder / UNLABELLED
             _write(path, header, sources.unlabelled, jobs, progress, written, total)
             written["unlabelled"] = len(sources.unlabelled)
+        also(folder, [one.source for one in seen])
         write_json(folder / "fingerprint.json", facts)
         write_json(folder / "layers.json", planned.layers)
         write_json(folder / "config.json", _placed(planned.config, target.resolve(), written))

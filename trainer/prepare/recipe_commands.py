@@ -1,0 +1,119 @@
+"""The command line of the published recipes: `python -m trainer.prepare kits19 SOURCE TARGET` …"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.errors import InputError
+
+if TYPE_CHECKING:
+    from trainer.prepare.volume_sources import Source
+    from trainer.prepare.volumes import Prepared
+
+
+def add_folders(commands: Any, kind: str, text: str) -> argparse.ArgumentParser:
+    """A command that reads SOURCE and writes TARGET."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        kind, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="the data set's folder")
+    parser.add_argument("target", metavar="TARGET", type=Path, help="a new or empty folder")
+    return parser
+
+
+def show_progress(what: str, done: int, total: int) -> None:
+    """One line on a terminal, written over and over."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{done} of {total} cases {what}", end=end, file=sys.stderr, flush=True)
+
+
+def tell(made: Prepared, target: Path) -> None:
+    """Prints what was written, and what is next."""
+    told = ", ".join(f"{count} {part}" for part, count in made.parts.items())
+    print(f"Wrote {told} cases to {target}.")
+    for note in made.notes:
+        print(note)
+    preparation, data = made.plan.preparation, made.plan.config["neural_network"]["data"]
+    size = "x".join(map(str, data["patches"]["size"]))
+    if preparation.spacing_mm:
+        spacing = " x ".join(f"{mm:.4g}" for mm in preparation.spacing_mm)
+        print(f"Spacing: {spacing} mm.")
+    print(f"Classes: {', '.join(preparation.classes)}.")
+    print(f"Planned: crops of {size}, {data['batch_size']} in a batch (config.json, layers.json).")
+    print(f"Next: python rml_optimization.py --data {target}")
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the recipes to the commands of the program."""
+    _add_kits19(commands)
+
+
+def _add_kits19(commands: Any) -> None:
+    text = (
+        "prepare KiTS19 as MLPerf's U-Net3D has it: 1.6 x 1.2 x 1.2 mm, the published 168 and 42 "
+    )
+    add = add_folders(commands, "kits19", text + "cases").add_argument
+    add(
+        "--mode",
+        choices=("preprocess", "verify"),
+        default="preprocess",
+        help="verify: compare the .npy files of TARGET with --checksums and write nothing",
+    )
+    add("--npy", action="store_true", help="write the published .npy files and checksum.json too")
+    add(
+        "--checksums",
+        metavar="FILE",
+        type=Path,
+        help="JSON with the MD5 of each .npy file, that those written are compared with",
+    )
+    add("--split", metavar="T,V,T", default="", help="shares, instead of the published cases")
+    add("--seed", type=int, default=0, help="for --split")
+    add("--jobs", type=int, default=0, help="cases at a time; 0: 4, or as many as cores")
+    add("--memory-gib", type=float, default=0.0, help="to plan for; 0: that of the GPU or machine")
+    add("--skip-bad", action="store_true", help="leave out cases with a fault and tell them")
+
+
+def _kits19(given: argparse.Namespace) -> None:
+    from trainer.prepare import kits19
+    from trainer.prepare.volumes import Choices, prepare
+
+    if given.mode == "verify":
+        folder = given.target / "npy" if (given.target / "npy").is_dir() else given.target
+        right = kits19.verify(folder, given.checksums or folder / kits19.CHECKSUMS)
+        print(f"All {right} files of {folder} have the right MD5.")
+        return
+    if given.checksums and not given.npy:
+        raise InputError("--checksums", "is of .npy files", fix="add --npy")
+    medians: dict[str, float] = {}
+
+    def arrays(folder: Path, cases: Sequence[Source]) -> None:
+        if given.npy:
+            medians.update(kits19.write_arrays(cases, folder / "npy", jobs, show_progress))
+            if given.checksums:
+                kits19.verify(folder / "npy", given.checksums)
+
+    choices = Choices(
+        split=given.split or Choices().split,
+        seed=given.seed,
+        spacing=",".join(map(str, kits19.SPACING_MM)),
+        jobs=given.jobs,
+        memory_gib=given.memory_gib,
+        skip_bad=given.skip_bad,
+    )
+    jobs = given.jobs or 1
+    found = kits19.sources(given.source, published_split=not given.split)
+    made = prepare(found, given.target, choices, show_progress, kits19.RECIPE, arrays)
+    if given.npy:
+        told = ", ".join(f"{name} {value:.5g}" for name, value in medians.items())
+        print(f"Wrote .npy files to {given.target / 'npy'}; medians: {told}.")
+        if given.checksums:
+            print(f"They have the MD5 of {given.checksums}.")
+    tell(made, given.target)
+
+
+RUNS: dict[str, Callable[[argparse.Namespace], None]] = {"kits19": _kits19}
