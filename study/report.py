@@ -170,7 +170,7 @@ def print_settings(
     if s.lr_schedules and s.lr_scheduler_gamma is not None:
         schedule += f", gamma {s.lr_scheduler_gamma:g}"
     on = (
-        "the validation images"
+        f"the validation {'cases' if s.volumes else 'images'}"
         if s.select_on == "validation"
         else ("THE TEST IMAGES (--select-on test, the published protocol): the score is optimistic")
     )
@@ -192,8 +192,8 @@ def print_settings(
         batch = value_at(s.base, "data.batch_size") or s.batch_size
         seen = f"{s.image_size}x{s.image_size} pixels, {_channels(start)}, {batch} images"
         if s.volumes:
-            size = "x".join(map(str, value_at(s.base, "data.patches.size") or ["?"]))
-            seen = f"{size} voxels, {batch} crops"
+            crop = "x".join(map(str, value_at(s.base, "data.patches.size") or ["?"]))
+            seen = f"{crop} voxels, {batch} crops"
     rows = [
         ("Study", s.study_name),
         ("Trials", f"{s.num_trials} of {s.num_epochs} epochs"),

@@ -199,6 +199,8 @@ def open_parts(config: Config, class_names: Sequence[str] = ()) -> Parts:
             training = _chosen(training, split.parts.training, data.split)
             evaluated_on = "validation"
     header = _one_header({"training": training, "evaluation": evaluation})
+    if header and Path(str(data.test_input_path)).stem.startswith("validation"):
+        evaluated_on = "validation"  # as prepared volumes are named
     if header and config.trains and not all(c.has_label for c in training if isinstance(c, Case)):
         raise InputError(str(data.input_path), "its cases have no labels", "volumes with labels")
     if config.evaluation.metric or header:
