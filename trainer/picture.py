@@ -1,9 +1,11 @@
-"""Pictures that this program writes: PNG files that say so, and the only ones it overwrites."""
+"""Pictures that this program writes: PNG and GIF files that say so, the only ones it overwrites."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from trainer.data.images import open_image
 from trainer.errors import InputError
@@ -15,15 +17,20 @@ OURS = "rml-optimization"
 def is_ours(path: Path) -> bool:
     """Whether this program wrote the picture."""
     try:
+        if path.suffix.lower() == ".gif":
+            with Image.open(path) as picture:
+                return picture.info.get("comment") == OURS.encode()
         return bool(open_image(path).info.get("Software") == OURS)
-    except InputError:
+    except (InputError, OSError):
         return False
 
 
-def check_picture(path: Path, option: str = "--out") -> None:
-    """Raises InputError where `path` is no PNG, or a file that this program did not write."""
-    if path.suffix.lower() != ".png":
-        raise InputError(f"{option} {path}", "this is not a name of a PNG", "FILE.png")
+def check_picture(path: Path, option: str = "--out", suffix: str = ".png") -> None:
+    """Raises InputError where `path` has another suffix, or is a file that this program did not
+    write."""
+    if path.suffix.lower() != suffix:
+        kind = suffix.removeprefix(".").upper()
+        raise InputError(f"{option} {path}", f"this is not a name of a {kind}", f"FILE{suffix}")
     if not path.parent.is_dir():
         raise InputError(f"{option} {path}", f"there is no folder {path.parent}", fix="make it")
     if path.exists() and not is_ours(path):

@@ -1,6 +1,7 @@
 """A picture of predictions: input, probability and truth side by side, the worst cases first.
 
     python -m trainer.review predictions/output_1.h5
+    python -m trainer.review prepared/train.h5 --case 3 --gif  # volumes: three planes
     python -m trainer.review --data config.json --case 0      # a case as the network sees it
 
 Gather, then draw: trainer/cases.py reads and scores, `draw_page` draws. Torch-free, but for
@@ -22,6 +23,7 @@ from trainer.cases import Case, Review, gather, open_predictions, summary
 from trainer.errors import InputError, RmlError
 from trainer.overlay import COLOURS, colour_of
 from trainer.picture import check_picture, save_picture
+from trainer.review_volumes import of_volumes
 
 MOST_IMAGES = 200
 
@@ -172,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Draws inputs, predictions and truth side by side, the worst cases first; or, "
         "with --data, one case as the network sees it, before and after augmentation.",
     )
-    text = "output_<epoch>.h5, written by the trainer"
+    text = "output_<epoch>.h5, written by the trainer, or a file of prepared volumes"
     parser.add_argument("predictions", type=Path, nargs="?", help=text)
     text = "picture to write (default: FILE.png beside it, or case_<N>.png here)"
     parser.add_argument("--out", type=Path, help=text)
@@ -181,8 +183,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--targets", type=Path, help="folder of the masks, if they moved")
     text = "a configuration, that of a trial too, whose data to look at"
     parser.add_argument("--data", type=Path, metavar="CONFIG", help=text)
-    text = "with --data: a name, or an index from 0 (default: 0)"
+    text = "one case: a name, or an index from 0 (with --data default: 0); of volumes, or with "
+    text += "--data"
     parser.add_argument("--case", metavar="N", help=text)
+    text = "volumes: an animation (GIF) through all planes of one case"
+    parser.add_argument("--gif", action="store_true", help=text)
     text = "with --data: training (default), validation or test"
     parser.add_argument("--part", choices=("training", "validation", "test"), help=text)
     text = "with --data: also open a window, where there is a screen"
@@ -195,7 +200,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     if (given.predictions is None) == (given.data is None):
         parser.error("give either a file of predictions, or --data CONFIG")
-    of_predictions, of_data = ("images", "inputs", "targets"), ("case", "part", "show")
+    of_predictions, of_data = ("images", "inputs", "targets", "gif"), ("part", "show")
     for name in of_predictions if given.data else of_data:
         if getattr(given, name) not in (None, False):
             parser.error(f"--{name} goes with {'predictions' if given.data else '--data CONFIG'}")
@@ -208,6 +213,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.data:
             return _review_data(given)
+        if of_volumes(given.predictions):
+            return _review_volumes(given)
+        if given.case is not None or given.gif:
+            option = "--gif" if given.gif else "--case"
+            found = "draws images, all of them on a page"
+            raise InputError(option, f"{given.predictions} {found}", "a file of volumes")
         out = given.out or given.predictions.with_suffix(".png")
         most = 12 if given.images is None else given.images
         if not 1 <= most <= MOST_IMAGES:
@@ -220,6 +231,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
     print(f"Wrote {out}: {summary(review)}.")
+    return 0
+
+
+def _review_volumes(given: argparse.Namespace) -> int:
+    from trainer.review_volumes import animate, draw_volumes, open_volume_review
+
+    most = 12 if given.images is None else given.images
+    if not 1 <= most <= MOST_IMAGES:
+        raise InputError("--images", f"is {most}", f"1 to {MOST_IMAGES}")
+    with open_volume_review(given.predictions, given.inputs) as source:
+        case = source.find(given.case) if given.case is not None else None
+        place = given.predictions.with_suffix(".png")
+        if case is not None or given.gif:
+            case = case if case is not None else 0
+            place = place.with_name(f"{place.stem}_case_{case}.png")
+        suffix = ".gif" if given.gif else ".png"
+        out = given.out or place.with_suffix(suffix)
+        check_picture(out, suffix=suffix)
+        told = (
+            animate(source, case or 0, out)
+            if given.gif
+            else draw_volumes(source, case, most, out, given.predictions.name)
+        )
+    print(f"Wrote {out}: {told}.")
     return 0
 
 

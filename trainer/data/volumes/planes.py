@@ -2,8 +2,9 @@
 
     picture = three_planes(image, classes, at, spacing_mm)        # (h, w, 3) uint8
 
-The planes lie across the three axes of the array, through the voxel `at`; voxels are drawn as large
-as they are in millimetres.
+The planes lie across the three axes of the array, through the voxel `at`, the later of the other
+two axes upwards (of an array in RAS: head and face up); voxels are drawn as large as they are in
+millimetres.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def three_planes(
         if outlines is not None:
             truth = outlines.take(index, axis)[plane]
             _laid_over(panel, np.where(_border(truth), truth, 0), share=1.0)
-        panels.append(panel)
+        panels.append(panel.transpose(1, 0, 2)[::-1])
     high = max(panel.shape[0] for panel in panels)
     wide = sum(panel.shape[1] for panel in panels) + 2 * GAP
     picture = np.zeros((high, wide, 3), np.uint8)
