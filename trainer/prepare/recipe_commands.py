@@ -51,6 +51,7 @@ def tell(made: Prepared, target: Path) -> None:
 def add_commands(commands: Any) -> None:
     """Adds the recipes to the commands of the program."""
     _add_kits19(commands)
+    _add_lits(commands)
 
 
 def _add_kits19(commands: Any) -> None:
@@ -116,4 +117,71 @@ def _kits19(given: argparse.Namespace) -> None:
     tell(made, given.target)
 
 
-RUNS: dict[str, Callable[[argparse.Namespace], None]] = {"kits19": _kits19}
+def _add_lits(commands: Any) -> None:
+    text = "prepare LiTS as TensorFlow's 3D U-Net has it: cubes around the liver"
+    add = add_folders(commands, "lits", text).add_argument
+    add("--size", type=int, default=128, help="voxels a side of a crop")
+    add("--resize", type=int, default=192, help="voxels a side of a whole volume")
+    add("--whole", action="store_true", help="crops of the whole volume, not around the liver")
+    add(
+        "--augment",
+        action="store_true",
+        help="brightness times 0.9 to 1.1; with --whole 2 crops at each of 27 places, not one",
+    )
+    add(
+        "--window",
+        metavar="LOW,HIGH",
+        default="",
+        help="Hounsfield units that become 0 and 1, like -100,400 (write --window=-100,400); "
+        "the published data keep theirs",
+    )
+    add("--split", metavar="T,V,T", default="0.764,0.236,0", help="shares of volumes: 100 and 31")
+    add("--seed", type=int, default=0, help="of the split and of the crops")
+    add("--shard-start", type=int, default=0, help="the first number of this shard")
+    add("--shard-stride", type=int, default=1, help="shards in all; each is a run of its own")
+    add("--npy", action="store_true", help="write each crop as .npy files too")
+    add("--one-hot", action="store_true", help="with --npy: labels have a channel a class")
+    add("--jobs", type=int, default=0, help="volumes that are checked at a time; 0: one")
+    add("--memory-gib", type=float, default=0.0, help="to plan for; 0: that of the GPU or machine")
+    add("--skip-bad", action="store_true", help="leave out volumes with a fault and tell them")
+
+
+def _window(text: str) -> tuple[float, float] | None:
+    if not text:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError("--window", f"is '{text}'", "two numbers like -100,400") from None
+    return low, high
+
+
+def _lits(given: argparse.Namespace) -> None:
+    from trainer.prepare import lits
+
+    choices = lits.Choices(
+        given.size,
+        given.resize,
+        not given.whole,
+        given.augment,
+        _window(given.window),
+        given.split,
+        given.seed,
+        given.shard_start,
+        given.shard_stride,
+        given.npy,
+        given.one_hot,
+        given.jobs,
+        given.memory_gib,
+        given.skip_bad,
+    )
+    made = lits.prepare(given.source, given.target, choices, show_progress)
+    told = ", ".join(f"{count} {part}" for part, count in made.crops.items()) or "no"
+    print(f"Wrote {told} crops to {given.target}.")
+    for note in made.notes:
+        print(note)
+    if given.shard_stride == 1:
+        print(f"Next: python rml_optimization.py --data {given.target}")
+
+
+RUNS: dict[str, Callable[[argparse.Namespace], None]] = {"kits19": _kits19, "lits": _lits}

@@ -274,6 +274,6 @@ def configuration(patch: Sequence[int], batch: int, training: int) -> dict[str, 
                 "learning_rate": 0.001,
                 "lr_scheduler": {"type": "Polynomial", "power": 0.9, "verbose": False},
             },
-            "loss": {"function": "Dice", "source": "softmax"},
+            "loss": {"function": "Dice_CE"},
         }
     }

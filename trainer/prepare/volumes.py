@@ -201,7 +201,7 @@ def check_cases(
     return seen, faults
 
 
-def _told_all(faults: Sequence[InputError], name: str) -> InputError:
+def told_all(faults: Sequence[InputError], name: str) -> InputError:
     """One error that names each bad case, however many there are."""
     fix = "correct them, or go on without them: --skip-bad"
     if len(faults) == 1:
@@ -296,7 +296,7 @@ def prepare(
     seen, faults = check_cases(sources.cases, classes, channels, jobs, progress)
     faults = [*sources.faults, *faults]
     if faults and (not choices.skip_bad or not seen):
-        raise _told_all(faults, sources.name)
+        raise told_all(faults, sources.name)
     seen = split_parts(seen, choices)
     orientation = seen[0].grid.orientation
     notes = [f"Left out: {fault.where}: {fault.found}" for fault in faults]
@@ -340,11 +340,11 @@ def prepare(
         also(folder, [one.source for one in seen])
         write_json(folder / "fingerprint.json", facts)
         write_json(folder / "layers.json", planned.layers)
-        write_json(folder / "config.json", _placed(planned.config, target.resolve(), written))
+        write_json(folder / "config.json", placed(planned.config, target.resolve(), written))
     return Prepared(written, notes, planned)
 
 
-def _placed(config: dict[str, Any], folder: Path, written: dict[str, int]) -> dict[str, Any]:
+def placed(config: dict[str, Any], folder: Path, written: dict[str, int]) -> dict[str, Any]:
     """The configuration with the whole paths of its files, so that it runs from anywhere."""
     network = dict(config["neural_network"])
     data = dict(network["data"])
