@@ -19,7 +19,7 @@ from trainer.config import (
     OPTIMIZERS,
     SCHEDULES_OF_STUDIES,
     known_name,
-    read_json,
+    read_configuration,
 )
 from trainer.config.override import value_at
 from trainer.data.labels import MaskClass
@@ -202,7 +202,7 @@ def check_losses(
 
 def read_base(path: Path) -> dict[str, Any]:
     """The section neural_network of a configuration file; raises InputError."""
-    content = read_json(path, "configuration")
+    content = read_configuration(path)
     base = content.get("neural_network") if isinstance(content, dict) else None
     if not isinstance(base, dict):
         raise InputError(str(path), "no object 'neural_network'", '{"neural_network": {…}}')

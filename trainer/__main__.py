@@ -24,7 +24,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-MISSING = [name for name in ("pydantic", "numpy", "PIL", "h5py", "torch") if not find_spec(name)]
+MISSING = [
+    name for name in ("pydantic", "yaml", "numpy", "PIL", "h5py", "torch") if not find_spec(name)
+]
 if MISSING:
     print(
         f"{sys.executable} has no {', '.join(MISSING)}: make install, then .venv/bin/python "
@@ -39,6 +41,25 @@ from trainer.errors import CAUSES, InputError, NoSpace, OutOfMemory, RmlError  #
 from trainer.events import LOG_FILE, METRICS_FILE, RESULT_FILE, SCHEMA_VERSION, EventLog, plain  # noqa: E402
 from trainer.stopping import StopRequest  # noqa: E402
 
+INFINITE = "infinite"
+SPINS_PER_MS = 100_000
+"""Turns of a waiting loop, as libgomp itself counts them."""
+
+AFFINITIES: dict[str, dict[str, str]] = {
+    "near": {
+        "OMP_PROC_BIND": "close",
+        "OMP_PLACES": "threads",
+        "KMP_AFFINITY": "granularity=thread,compact,1,0",
+    },
+    "far": {
+        "OMP_PROC_BIND": "spread",
+        "OMP_PLACES": "threads",
+        "KMP_AFFINITY": "granularity=thread,scatter",
+    },
+    "off": {"OMP_PROC_BIND": "false", "KMP_AFFINITY": "disabled"},
+}
+"""GNU's OpenMP, which torch brings on Linux, reads OMP_…; Intel's and LLVM's read KMP_…, too."""
+
 OUT_OF_SCOPE_APPS = ("pde", "gan", "obj")
 ONE_IMAGE = "Expected more than 1 value per channel"
 
@@ -47,11 +68,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; `--config= FILE`, which a shell splits in two, works too."""
     parser = argparse.ArgumentParser(prog="trainer", description="Trains, evaluates and predicts.")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", help="configuration file (JSON)")
+    what.add_argument("--config", help="configuration file (JSON, or YAML by its name)")
     what.add_argument("--describe", metavar="LAYERS", help="print what a network file describes")
     what.add_argument("--check", metavar="CONFIG", help="print which keys of a configuration act")
     schema = "print the JSON Schema of configurations"
     what.add_argument("--schema", action="store_true", help=schema)
+    one_key = (
+        "one key of the configuration, like optimizer.learning_rate=1e-4; may stand repeatedly"
+    )
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help=one_key)
     parser.add_argument("--at", metavar="256x256", help="with --describe: for this image size")
     parser.add_argument("--app", default="dnn", help="kind of run: dnn (default)")
     parser.add_argument("--run-folder", help="work in this folder and write events there too")
@@ -63,6 +88,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--measure", action="store_true", help=measured)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, mps")
     parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
+    parser.add_argument(
+        "--inter-op-threads", type=int, help="threads that run operations side by side"
+    )
+    parser.add_argument(
+        "--blocktime", metavar="MS", help="how long waiting threads stay awake: 0, 1, …, infinite"
+    )
+    parser.add_argument(
+        "--affinity",
+        choices=sorted(AFFINITIES),
+        help="threads stay on cores that are near each other, or far; off: they move",
+    )
     parser.add_argument("--parent-pid", type=int, help="stop when this parent process ends")
     joined = list(arguments)
     if "--config=" in joined[:-1]:
@@ -76,8 +112,14 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError("--app", f"'{options.app}' is not in the scope of this program", "dnn")
     if options.app != "dnn":
         raise InputError("--app", f"unknown name '{options.app}'", "dnn")
-    if options.threads is not None and options.threads < 1:
-        raise InputError("--threads", f"{options.threads} threads cannot compute", "1 or more")
+    for name in ("threads", "inter_op_threads"):
+        count = getattr(options, name)
+        if count is not None and count < 1:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(option, f"{count} threads cannot compute", "1 or more")
+    if options.blocktime not in (None, INFINITE) and not options.blocktime.isdecimal():
+        accepted = f"milliseconds, or {INFINITE}"
+        raise InputError("--blocktime", f"'{options.blocktime}' is no time", accepted)
     if options.resume and not options.run_folder:
         raise InputError("--resume", "there is no run folder to go on in", "with --run-folder DIR")
 
@@ -126,7 +168,7 @@ def describe(path: str, at: str | None = None) -> int:
     return 0
 
 
-def explain(check: str | None) -> int:
+def explain(check: str | None, settings: list[str]) -> int:
     """Prints which keys of the configuration `check` act, or without one the JSON Schema."""
     from trainer.explain import schema, told
 
@@ -134,7 +176,7 @@ def explain(check: str | None) -> int:
         print(json.dumps(schema(), indent=1))
         return 0
     try:
-        lines = list(told(load_config(check)))
+        lines = list(told(load_config(check, settings)))
     except RmlError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
@@ -142,12 +184,16 @@ def explain(check: str | None) -> int:
     return 0
 
 
-def limit_threads(threads: int | None) -> None:
+def limit_threads(
+    threads: int | None, blocktime: str | None = None, affinity: str | None = None
+) -> None:
     """Tells OpenMP its threads, and to sleep soon where they wait for each other.
 
     Read once, when torch is loaded. With libgomp's own patience (300,000 turns), threads that share
     their cores with anything else wait for each other at full speed: two trainings of two threads
     on two cores took 45 s an epoch, with this 3.2 s, and one alone 1.2 and 1.4 s.
+
+    `blocktime` are the milliseconds of that patience, `affinity` is a name of AFFINITIES.
 
     What a Mac's GPU cannot compute, its CPU shall: torch reads that then, too.
     """
@@ -155,6 +201,19 @@ def limit_threads(threads: int | None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    if blocktime is not None:
+        os.environ["KMP_BLOCKTIME"] = blocktime
+        spins = "INFINITY" if blocktime == INFINITE else str(int(blocktime) * SPINS_PER_MS)
+        os.environ["GOMP_SPINCOUNT"] = spins
+    os.environ.update(AFFINITIES[affinity] if affinity else {})
+
+
+def open_inter_op(threads: int | None) -> None:
+    """Tells torch how many operations run side by side; it takes this once in a process."""
+    import torch
+
+    if threads and threads != torch.get_num_interop_threads():
+        torch.set_num_interop_threads(threads)
 
 
 def translated(error: BaseException) -> RmlError | None:
@@ -203,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.describe:
         return describe(options.describe, options.at)
     if options.check or options.schema:
-        return explain(options.check)
+        return explain(options.check, options.set)
     folder: Path | None = None
     console = Console()
     events = EventLog(None)
@@ -220,10 +279,11 @@ def main(arguments: list[str] | None = None) -> int:
             stop.on_still_heartbeat(folder / "heartbeat")
         if options.parent_pid:
             stop.on_parent_death(options.parent_pid)
-        config = load_config(config_path)
-        limit_threads(options.threads)
+        config = load_config(config_path, options.set)
+        limit_threads(options.threads, options.blocktime, options.affinity)
         from trainer.train import Run, run  # torch takes 1.5 s to import
 
+        open_inter_op(options.inter_op_threads)
         checkpoints = Path("checkpoints") if folder else None
         if config.checkpoints.save:
             checkpoints = Path(config.checkpoints.save)

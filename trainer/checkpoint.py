@@ -243,7 +243,9 @@ class Saver:
         events: EventLog,
         started_from: str,
         seen: dict[str, Any] | None,
+        seed: int,
     ) -> None:
+        self._seed = seed
         self._seen = seen
         code = code_of(usage.network, Path(usage.source))
         self._code_sha256 = sha256(code) if code and code.is_file() else None
@@ -262,6 +264,7 @@ class Saver:
             "origin": {
                 **self._progress.event,
                 "weights": self._started_from,
+                "seed": self._seed,
                 "torch": str(torch.__version__),
             },
         }

@@ -2,8 +2,8 @@
 
 Events, by the key `event`:
 
-    start       schema_version, device, threads, parameters, images {training, evaluation}, weights,
-                resumed_after (null, or {epoch, batches}: so much was done before)
+    start       schema_version, device, threads, seed, parameters, images {training, evaluation},
+                weights, resumed_after (null, or {epoch, batches}: so much was done before)
     epoch       epoch, epochs, loss, evaluated_on, evaluation_loss, accuracy, foreground_dice,
                 iou, class_dice {name: Dice}, learning_rate, seconds, memory_bytes (peak on the GPU)
     checkpoint  file, epoch

@@ -73,6 +73,7 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
         this.events,
         "measured",
         {},
+        parts.seed,
     )
     built = time.monotonic() - began
 

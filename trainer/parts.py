@@ -3,6 +3,7 @@ tensor. How its network is used: usage.py."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from trainer.data.slice_set import list_slices
 from trainer.data.split import Split, chosen, read_split
 from trainer.data.volumes.volume_file import Case, Header, is_volume_file, open_volumes
 from trainer.errors import InputError, joined
+
+DRAWN = -1
+"""The `seed` of a configuration that is drawn from the operating system."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,8 @@ def open_parts(config: Config, class_names: Sequence[str] = ()) -> Parts:
     data = config.data
     split: Split | None = read_split(data.split) if data.split else None
     seed = config.seed if config.seed is not None else split.seed if split else 0
+    if seed == DRAWN:
+        seed = secrets.randbits(32)
     masks = split.masks if split else None
     metric = split.metric if split else "accuracy"
     notes: list[str] = []

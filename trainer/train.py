@@ -6,7 +6,7 @@ import errno
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,7 +62,7 @@ from trainer.outputs import (
     print_settings,
     printed_batches,
 )
-from trainer.parts import Parts
+from trainer.parts import DRAWN, Parts
 from trainer.prediction_file import Sink, open_sink
 from trainer.stopping import StopRequest
 from trainer.usage import Usage, open_run
@@ -116,11 +116,15 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     make_folders(config)
 
     # ---- network ----
-    torch.manual_seed(parts.seed)
     code = code_of(usage.network, Path(usage.source))
     last = None
     if this.resume and config.trains:
         last = read_last(this.checkpoints, usage.network, code)
+    if config.seed == DRAWN:
+        if last:
+            parts = replace(parts, seed=last["origin"]["seed"])
+        console.line(f"   Seed: {parts.seed}, {'as it was drawn' if last else 'drawn'}")
+    torch.manual_seed(parts.seed)
     if config.layers is None:
         check_code(usage.checkpoint, code, usage.source)
     fresh = config.trains and not last
@@ -160,6 +164,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         schema_version=SCHEMA_VERSION,
         device=device_label(device),
         threads=torch.get_num_threads(),
+        seed=parts.seed,
         parameters=parameter_counts(network)[0],
         images={part: len(pairs) for part, pairs in parts.sizes().items()},
         weights=started_from,
@@ -205,6 +210,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         this.events,
         started_from,
         training.facts(),
+        parts.seed,
     )
 
     # ---- loop ----

@@ -1,4 +1,6 @@
-"""The configuration language: one JSON object `neural_network`, read and checked before any work.
+"""The configuration language: one object `neural_network`, read and checked before any work.
+
+A file of it is JSON, or YAML where its name ends in .yaml or .yml.
 
 Every key stands in this package beside its default and its meaning. A key that is known but that a
 run does not use passes; an unknown key is an error that names the nearest known one. Paths are
@@ -10,7 +12,7 @@ resolved against the working directory. Torch-free: the driver renders what the 
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +36,8 @@ from trainer.config.learning import (
     Loss,
     Optimizer,
 )
+from trainer.config.override import assign, parsed
+from trainer.config.reading import read_configuration, read_json
 from trainer.config.section import Section, known_name
 from trainer.config.volumes import Evaluation, Patches, Slices, Window
 from trainer.errors import InputError, joined, nearest
@@ -67,6 +71,7 @@ __all__ = [
     "known_name",
     "load_config",
     "parse_config",
+    "read_configuration",
     "read_json",
 ]
 
@@ -99,9 +104,10 @@ class Config(Section):
     debug_interval: int | None = Field(None, description="Accepted; unused.")
     seed: int | None = Field(
         None,
-        ge=0,
+        ge=-1,
         lt=2**63,
-        description="Weights, order, augmentation; else the split's seed, else 0. Ours.",
+        description="Weights, order, augmentation; else the split's seed, else 0. -1: drawn once, "
+        "and told. Ours.",
     )
     deterministic: bool = Field(False, description="Repeatable on a GPU too, slower. Ours.")
     checkpoints: Checkpoints = Field(Checkpoints(), description="Weights in and out.")
@@ -119,39 +125,6 @@ class Config(Section):
     def trains(self) -> bool:
         """Whether this run has a training phase."""
         return self.data.input_path is not None
-
-
-def read_json(path: str | Path, what: str) -> Any:
-    """A JSON file; a syntax error or a key that stands twice in one object is an InputError."""
-    path = Path(path)
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in content:
-                found = f"the key '{key}' stands twice"
-                raise InputError(str(path), found, "each key once", "delete one")
-            content[key] = value
-        return content
-
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(str(path), f"no such {what}", "a JSON file", "check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(str(path), f"the {what} cannot be read ({error})", "a JSON file") from None
-    try:
-        return json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}, line {error.lineno}, column {error.colno}",
-            f"the {what} is not JSON ({error.msg})",
-            "a JSON object",
-            "look for a missing comma, bracket or quote just before that place",
-        ) from None
-    except (RecursionError, ValueError) as error:
-        told = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
-        raise InputError(str(path), f"the {what} cannot be read: {told}", "a JSON object") from None
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
@@ -175,13 +148,24 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _explained(path: str, error: ValidationError) -> InputError:
+def _where(path: str, dotted: str, unknown: bool, settings: Sequence[str]) -> str:
+    """The place of a fault: in the file, or in a `--set KEY=VALUE` that brought the key."""
+    for text in reversed(settings):
+        key = text.partition("=")[0].strip()
+        if dotted == key or dotted.startswith((f"{key}.", f"{key}[")):
+            return f"--set {text}, {dotted}" if dotted != key else f"--set {text}"
+        if key.startswith((f"{dotted}.", f"{dotted}[")):
+            return f"--set {text}, {dotted}" if unknown else f"{path} with --set {text}, {dotted}"
+    return f"{path}, {dotted}" if dotted else path
+
+
+def _explained(path: str, error: ValidationError, settings: Sequence[str]) -> InputError:
     """pydantic's findings as one InputError, each with the key's full name."""
     faults = []
     for finding in error.errors():
         location = tuple(part for part in finding["loc"] if part not in (ONE, SEVERAL))
         dotted = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
-        where = f"{path}, {dotted}" if dotted else path
+        where = _where(path, dotted, finding["type"] == "extra_forbidden", settings)
         if finding["type"] == "extra_forbidden":
             keys = _known_keys(location)
             name = str(location[-1])
@@ -195,8 +179,9 @@ def _explained(path: str, error: ValidationError) -> InputError:
     return joined(faults, path)
 
 
-def parse_config(content: Any, path: str = "configuration") -> Config:
-    """A checked configuration from parsed JSON; `path` names it in messages.
+def parse_config(content: Any, path: str = "configuration", settings: Sequence[str] = ()) -> Config:
+    """A checked configuration from parsed JSON; `path` names it in messages, `settings` are the
+    texts KEY=VALUE that were put into it before.
 
     Raises InputError for everything that the language does not allow, and for sections that a
     run needs but that are not there.
@@ -209,7 +194,7 @@ def parse_config(content: Any, path: str = "configuration") -> Config:
     try:
         config = Config.model_validate(content["neural_network"])
     except ValidationError as error:
-        raise _explained(path, error) from None
+        raise _explained(path, error, settings) from None
     except UnicodeEncodeError as error:  # half of a pair of surrogates, which no text has
         found = f"holds {error.object[error.start : error.end]!a}, which is no character"
         raise InputError(path, found, "text", "remove it") from None
@@ -241,6 +226,15 @@ def _check_phases(config: Config, path: str) -> None:
         )
 
 
-def load_config(path: str | Path) -> Config:
-    """The checked configuration in the file at `path`; raises InputError."""
-    return parse_config(read_json(path, "configuration"), str(path))
+def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
+    """The checked configuration in the file at `path`, after each of `settings`, which are texts
+    like optimizer.learning_rate=1e-4, was put into it; raises InputError."""
+    content = read_configuration(path)
+    for text in settings:
+        key, value = parsed(text)
+        if isinstance(content, dict) and isinstance(content.get("neural_network"), dict):
+            try:
+                assign(content["neural_network"], key, value)
+            except InputError as error:
+                raise InputError(f"--set {text}", error.found, error.accepted) from None
+    return parse_config(content, str(path), settings)

@@ -68,5 +68,5 @@ def parsed(text: str) -> tuple[str, Any]:
         raise InputError(f"--set {text}", "is no KEY=VALUE", "--set optimizer.learning_rate=1e-4")
     try:
         return key.strip(), json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return key.strip(), value.strip()
