@@ -380,6 +380,7 @@ def test_regions_become_classes_the_larger_ones_first(made: Path) -> None:
         ({"training": [{"image": "a"}]}, 'training[0]: is {"image": "a"}'),
         ({"labels": {"a": "b"}}, "labels: has ['a']"),
         ({"labels": None}, "labels: is missing"),
+        ({"labels": {"a": 1, "b": None}}, "labels: has ['a', 'b']"),
         ({"modality": {}}, "modality: is missing"),
         ({"labels": {"0": "background", "1": "a", "2": "a"}}, "names two values alike"),
     ],
@@ -426,6 +427,38 @@ def test_pairs_in_one_folder_are_told_apart_by_patterns(made: Path, tmp_path: Pa
     assert main(["pairs", str(source), str(tmp_path / "data"), *patterns]) == 0
     names = [case.name for case in open_volumes(tmp_path / "data/train.h5").cases]
     assert len(names) == 5 and all(name.startswith("phantom_00") for name in names)
+
+
+def test_pairs_of_other_names_are_told_how_to_match(
+    made: Path, tmp_path: Path, failed: Failed
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(made / "pairs", source)
+    for path in (source / "labels").iterdir():
+        path.rename(path.with_name(path.name.replace(".nrrd", "_seg.nrrd")))
+    assert "no scan has the name of a label: phantom_000" in failed("pairs", source)
+    patterns = ("--image-pattern", "*.nrrd", "--label-pattern", "*_seg.nrrd")
+    assert main(["pairs", str(source), str(tmp_path / "data"), *patterns]) == 0
+
+
+def test_series_without_labels_need_no_preparation(
+    made: Path, tmp_path: Path, failed: Failed
+) -> None:
+    source = Path(shutil.copytree(made / "dicom", tmp_path / "source"))
+    for path in source.rglob("label.nii.gz"):
+        path.unlink()
+    assert "has no labelled cases" in failed("dicom", source)
+
+
+def test_labels_beside_the_series_in_a_folder_of_their_own(made: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(made / "dicom", tmp_path / "source"))
+    (tmp_path / "labels").mkdir()
+    for path in list(source.rglob("label.nii.gz")):
+        path.rename(tmp_path / "labels" / f"{path.parent.parent.name}_ct.nii.gz")
+    given = ["dicom", str(source), str(tmp_path / "data")]
+    assert main([*given, "--label-folder", str(tmp_path / "labels")]) == 0
+    facts = json.loads((tmp_path / "data/fingerprint.json").read_text())
+    assert facts["channels"] == ["CT"] and facts["cases"][0]["patient"].startswith("patient_")
 
 
 def test_objects_of_dicom_that_are_no_scan_are_told(

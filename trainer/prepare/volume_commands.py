@@ -173,7 +173,7 @@ def _sources(given: argparse.Namespace) -> Any:
     if given.command == "dicom":
         return layouts.dicom(given.source, given.label_folder)
     images, labels = given.source, given.label_folder or given.source
-    if given.label_folder is None and "*" == given.image_pattern == given.label_pattern:
+    if given.label_folder is None:
         for one, other in IMAGES_AND_LABELS:
             if (images / one).is_dir() and (images / other).is_dir():
                 images, labels = images / one, images / other

@@ -8,6 +8,7 @@ memory at a time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -158,14 +159,17 @@ def in_turn(work: Callable[[A], B], items: Sequence[A], jobs: int) -> Iterator[B
 
 
 def memory_bytes(given_gib: float) -> float:
-    """Of the first GPU, else of the machine, where none is given."""
+    """Of the first GPU, else of the machine or its container, where none is given."""
     import torch
 
     if given_gib:
         return given_gib * GIB
     if torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no container, or no limit: "max"
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return float(total)
 
 
 def check_cases(
@@ -286,9 +290,13 @@ def prepare(
     if shape and choices.spacing not in ("auto", "none"):
         raise InputError("--reshape", "stands beside --spacing", "one of them")
     crop = {"crop": read_crop(choices.crop)} if choices.crop else {}
-    read_shares(choices.split)
+    shares = read_shares(choices.split)
     if not sources.cases and not sources.faults:
-        raise InputError(sources.name, "has no labelled cases", "scans with labels")
+        fix = "python -m trainer takes scans without labels as they are, to predict"
+        raise InputError(sources.name, "has no labelled cases", "scans with labels", fix)
+    if not sources.faults and not any(case.part for case in sources.cases):
+        # Told before all cases are read.
+        split_by_patient([case.patient for case in sources.cases], shares, choices.seed)
     known = sources.labels or (found_labels(sources.cases, jobs) if not choices.labels else {})
     labels = read_labels(choices.labels, known)
     classes = classes_for(labels)
