@@ -75,7 +75,7 @@ def change(path: Path, edit: Callable[[Any], Any], affine: Any = None) -> None:
         ("msd", (), (5, 1, 2)),
         ("nnunet", (), (6, 2, 0)),
         ("nnunet", ("--fold", "4"), (7, 1, 0)),
-        ("pairs", ("--modality", "CT", "--labels", "liver=1,2", "lesion=2"), (5, 1, 2)),
+        ("pairs", ("--modality", "CT", "--labels", "liver=1,2;lesion=2"), (5, 1, 2)),
         ("dicom", ("--spacing", "none"), (5, 1, 2)),
     ],
 )
@@ -88,7 +88,7 @@ def test_every_layout_becomes_files_of_prepared_cases(
     parts: tuple[int, ...],
 ) -> None:
     target = tmp_path / "data"
-    given = [kind, str(made / kind), str(target), "--jobs", "2", *options]
+    given = [kind, "--jobs", "2", *options, str(made / kind), str(target)]
     assert main(given) == 0
     assert f"Next: python rml_optimization.py --data {target}" in capsys.readouterr().out
     facts = json.loads((target / "fingerprint.json").read_text())
@@ -316,7 +316,7 @@ def test_a_case_without_foreground_is_told_and_kept(
 def test_a_class_that_no_case_has_is_told(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--labels", "tumour=1,2,3", "other=7")
+    options = ("--labels", "tumour=1,2,3; other=7")
     assert main(["msd", str(made / "msd"), str(tmp_path / "data"), *options]) == 0
     assert "No case has a voxel of: other." in capsys.readouterr().out
 
@@ -494,7 +494,7 @@ def test_a_target_that_is_not_empty_is_left_alone(
         (("--crop", "9:9,9:9,9:9"), "is cropped by"),
         (("--split", "0.5,0.3,0.3"), "--split: 0.5,0.3,0.3 add up to 1.1"),
         (("--split", "0.5,0.5"), "--split: is '0.5,0.5'"),
-        (("--labels", "tumour=1,2", "core=2,3"), "share the values [2]"),
+        (("--labels", "tumour=1,2", "--labels", "core=2,3"), "share the values [2]"),
         (("--labels", "nothing"), "'nothing' is no label"),
         (("--patient", "("), "--patient: '(' is no regular expression"),
         (("--jobs", "-1"), "--jobs: is -1"),

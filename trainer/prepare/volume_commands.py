@@ -92,10 +92,10 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     add(
         "--labels",
         metavar="NAME=VALUES",
-        nargs="+",
+        action="append",
         default=[],
-        help="classes, like 'whole tumour=1,2,3' 'core=2,3', or names of the data set; values in "
-        "none are background; left out: all",
+        help="a class, like 'whole tumour=1,2,3', or a name of the data set; again for each, or "
+        "with ; between them; values in none are background; left out: all",
     )
     add("--split", metavar="T,V,T", default="0.7,0.15,0.15", help="shares of patients")
     add("--seed", type=int, default=0, help="the same seed draws the same split")
@@ -151,7 +151,7 @@ def _prepare(given: argparse.Namespace) -> None:
         given.spacing,
         given.reshape,
         given.crop,
-        tuple(given.labels),
+        tuple(one for group in given.labels for one in group.split(";") if one.strip()),
         given.jobs,
         given.memory_gib,
         given.with_test,
