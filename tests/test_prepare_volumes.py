@@ -208,6 +208,42 @@ def test_scans_without_labels_go_to_a_file_of_their_own(decathlon: Path, tmp_pat
     assert not (tmp_path / "b/unlabelled.h5").exists()
 
 
+def test_labelled_test_cases_of_nnunet_are_the_test_part(made: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(made / "nnunet", tmp_path / "source"))
+    for folder in ("images", "labels"):
+        (source / f"{folder}Ts").mkdir()
+        for path in (source / f"{folder}Tr").glob("phantom_000*"):
+            new = source / f"{folder}Ts" / path.name.replace("phantom_000", "held_out")
+            path.rename(new)
+    folds = [{"train": [f"phantom_00{n}" for n in range(1, 6)], "val": ["phantom_006"]}]
+    (source / "splits_final.json").write_text(json.dumps(folds))
+    assert main(["nnunet", str(source), str(tmp_path / "data"), "--with-test"]) == 0
+    names = {
+        part: [case.name for case in open_volumes(tmp_path / f"data/{part}.h5").cases]
+        for part in ("validation", "test")
+    }
+    assert names == {"validation": ["phantom_006"], "test": ["held_out"]}
+    assert not (tmp_path / "data/unlabelled.h5").exists()
+
+
+def test_a_fault_that_shows_late_leaves_nothing(decathlon: Path, failed: Failed) -> None:
+    (decathlon / "imagesTs").mkdir()
+    (decathlon / "imagesTs/OTHER.nii.gz").write_bytes(b"broken")
+    content = json.loads((decathlon / "dataset.json").read_text())
+    content["test"] = ["./imagesTs/OTHER.nii.gz"]
+    (decathlon / "dataset.json").write_text(json.dumps(content))
+    assert "OTHER.nii.gz: cannot be read" in failed("msd", decathlon, "--with-test")
+
+
+def test_labels_may_be_written_either_way(decathlon: Path) -> None:
+    path = decathlon / "dataset.json"
+    content = json.loads(path.read_text())
+    content["labels"] = {name: int(value) for value, name in content["labels"].items()}
+    before = msd(decathlon).labels
+    path.write_text(json.dumps(content))
+    assert msd(decathlon).labels == before and before["edema"] == (1,)
+
+
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="no shared data")
 @pytest.mark.slow
 def test_the_hippocampus_of_the_decathlon(tmp_path: Path) -> None:

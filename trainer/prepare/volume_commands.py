@@ -120,7 +120,11 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     )
     add("--jobs", type=int, default=0, help="cases at a time; 0: 4, or as many as cores")
     add("--memory-gib", type=float, default=0.0, help="to plan for; 0: that of the GPU or machine")
-    add("--with-test", action="store_true", help="write imagesTs too, as unlabelled.h5")
+    add(
+        "--with-test",
+        action="store_true",
+        help="imagesTs too: in test.h5 where they have labels (labelsTs), else in unlabelled.h5",
+    )
     add("--skip-bad", action="store_true", help="leave out cases with a fault and tell them")
 
 

@@ -141,7 +141,11 @@ def msd(folder: Path, patient: str = "") -> Sources:
         name = stem_of(image)
         cases.append(Source(name, (image,), label, _patient(name, patient)))
     if labels and all(isinstance(value, int) for value in labels.values()):
-        labels = {value: name for name, value in labels.items()}  # some write it the other way
+        # Some write it the other way round.
+        turned = {str(value): name for name, value in labels.items()}
+        if len(turned) < len(labels):
+            raise InputError(f"{path}, labels", "has a value twice", "a value for each name")
+        labels = turned
     try:
         values: dict[str, tuple[int, ...]] = {
             str(name): (int(value),) for value, name in labels.items()
