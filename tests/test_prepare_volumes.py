@@ -400,10 +400,15 @@ def test_missing_channels_and_labels_of_nnunet_are_told(
     assert "phantom_003_0004.nii.gz: has more channels than the 4 of channel_names" in told
 
 
-def test_regions_become_classes_the_larger_ones_first(made: Path) -> None:
+def test_regions_become_classes_the_larger_ones_first(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = made / "nnunet/dataset.json"
     content = json.loads(path.read_text())
     assert content["labels"]["whole tumour"] == [1, 2, 3]
+    assert main(["nnunet", str(made / "nnunet"), str(tmp_path / "data")]) == 0
+    told = "whole tumour is what is in no tumour core or enhancing tumour."
+    assert told in capsys.readouterr().out
     labels = nnunet(made / "nnunet").labels
     assert [*labels] == ["whole tumour", "tumour core", "enhancing tumour"]
     assert classes_for(labels).classes_of(np.array([0, 1, 2, 3])).tolist() == [0, 1, 2, 3]

@@ -315,6 +315,11 @@ def prepare(
     count = len(seen[0].sampled)
     names = sources.channels or [f"channel {n}" for n in range(count)]
     known_spacing = not any(path.suffix == ".npy" for one in seen for path in one.source.images)
+    for name, values in labels.items():
+        parts = [one for one, own in labels.items() if set(own) < set(values)]
+        if parts and name != BACKGROUND:
+            told = f"Classes exclude each other: {name} is what is in no {' or '.join(parts)}."
+            notes.append(told)
     facts = fingerprint(
         sources.kind, sources.name, names, classes.classes, seen, orientation, known_spacing
     )
