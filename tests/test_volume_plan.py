@@ -115,7 +115,7 @@ def test_the_plan_is_a_configuration_of_our_language() -> None:
         config = parse_config(made.config, "config.json")
         assert config.data.patches and config.data.patches.per_case == 5
         described = parse_network(made.layers, "layers.json")
-        assert described.network == network and described.classes == 3
+        assert described.network == network and described.dimensions == 3
         assert made.preparation.orientation == "RAS" and made.preparation.spacing_mm
 
 
@@ -137,7 +137,9 @@ def test_the_network_takes_the_crops(patch: tuple[int, ...], spacing: tuple[floa
 
     from trainer.networks.build import build
 
-    described = parse_network(network_for(pooling(patch, spacing), 2, 3), "layers.json")
+    described = parse_network(
+        {**network_for(pooling(patch, spacing)), "in_channels": 2, "classes": 3}, "layers.json"
+    )
     network = build(described).eval()
     with torch.no_grad():
         assert network(torch.zeros(1, 2, *patch)).shape == (1, 3, *patch)

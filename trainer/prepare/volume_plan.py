@@ -202,19 +202,19 @@ def plan(
             **fixed,
         }
     )
-    classes = len(fingerprint["classes"])
-    layers = network_for(strides, len(fingerprint["channels"]), classes)
     config = configuration(patch, batch, max(1, training))
-    return Plan(preparation, config, layers)
+    return Plan(preparation, config, network_for(strides))
 
 
-def network_for(strides: Sequence[Sequence[int]], channels: int, classes: int) -> dict[str, Any]:
-    """A network file: our U-Net where all axes are halved alike, else MONAI's DynUNet."""
-    shared = {"dimensions": 3, "in_channels": channels, "classes": classes}
+def network_for(strides: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """A network file: our U-Net where all axes are halved alike, else MONAI's DynUNet.
+
+    Its channels and classes follow from the data.
+    """
     if all(set(step) == {2} for step in strides):
         return {
             "network": "unet",
-            **shared,
+            "dimensions": 3,
             "widths": widths(len(strides)),
             "normalization": "instance",
             "nonlinearity": "leaky_relu",
@@ -227,7 +227,7 @@ def network_for(strides: Sequence[Sequence[int]], channels: int, classes: int) -
     ]
     return {
         "network": "monai.DynUNet",
-        **shared,
+        "dimensions": 3,
         "arguments": {
             "spatial_dims": 3,
             "kernel_size": [reached[0], *reached] if reached else [[3, 3, 3]],
