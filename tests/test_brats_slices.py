@@ -187,7 +187,7 @@ def test_faults_are_told(brains: Path, tmp_path: Path, capsys: pytest.CaptureFix
 def test_single_brains_have_a_folder_each(brains: Path, tmp_path: Path, size: int) -> None:
     names = [f"Brats17_PHANTOM_{n:03d}_1" for n in (2, 0)]
     given = ["brats-slices", str(brains), str(tmp_path / "data"), "--size", str(size), "--ids"]
-    assert main([*given, *names]) == 0
+    assert main([*given, ",".join(names)]) == 0
     for name in names:
         made = arrays(tmp_path / "data" / name)
         assert made["imgs_train.npy"].shape == (20, size, size, 4)

@@ -75,7 +75,7 @@ def change(path: Path, edit: Callable[[Any], Any], affine: Any = None) -> None:
         ("msd", (), (5, 1, 2)),
         ("nnunet", (), (6, 2, 0)),
         ("nnunet", ("--fold", "4"), (7, 1, 0)),
-        ("pairs", ("--modality", "CT", "--labels", "liver=1,2", "lesion=2"), (5, 1, 2)),
+        ("pairs", ("--modality", "CT", "--labels", "liver=1,2;lesion=2"), (5, 1, 2)),
         ("dicom", ("--spacing", "none"), (5, 1, 2)),
     ],
 )
@@ -88,7 +88,7 @@ def test_every_layout_becomes_files_of_prepared_cases(
     parts: tuple[int, ...],
 ) -> None:
     target = tmp_path / "data"
-    given = [kind, str(made / kind), str(target), "--jobs", "2", *options]
+    given = [kind, "--jobs", "2", *options, str(made / kind), str(target)]
     assert main(given) == 0
     assert f"Next: python rml_optimization.py --data {target}" in capsys.readouterr().out
     facts = json.loads((target / "fingerprint.json").read_text())
@@ -208,6 +208,42 @@ def test_scans_without_labels_go_to_a_file_of_their_own(decathlon: Path, tmp_pat
     assert not (tmp_path / "b/unlabelled.h5").exists()
 
 
+def test_labelled_test_cases_of_nnunet_are_the_test_part(made: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(made / "nnunet", tmp_path / "source"))
+    for folder in ("images", "labels"):
+        (source / f"{folder}Ts").mkdir()
+        for path in (source / f"{folder}Tr").glob("phantom_000*"):
+            new = source / f"{folder}Ts" / path.name.replace("phantom_000", "held_out")
+            path.rename(new)
+    folds = [{"train": [f"phantom_00{n}" for n in range(1, 6)], "val": ["phantom_006"]}]
+    (source / "splits_final.json").write_text(json.dumps(folds))
+    assert main(["nnunet", str(source), str(tmp_path / "data"), "--with-test"]) == 0
+    names = {
+        part: [case.name for case in open_volumes(tmp_path / f"data/{part}.h5").cases]
+        for part in ("validation", "test")
+    }
+    assert names == {"validation": ["phantom_006"], "test": ["held_out"]}
+    assert not (tmp_path / "data/unlabelled.h5").exists()
+
+
+def test_a_fault_that_shows_late_leaves_nothing(decathlon: Path, failed: Failed) -> None:
+    (decathlon / "imagesTs").mkdir()
+    (decathlon / "imagesTs/OTHER.nii.gz").write_bytes(b"broken")
+    content = json.loads((decathlon / "dataset.json").read_text())
+    content["test"] = ["./imagesTs/OTHER.nii.gz"]
+    (decathlon / "dataset.json").write_text(json.dumps(content))
+    assert "OTHER.nii.gz: cannot be read" in failed("msd", decathlon, "--with-test")
+
+
+def test_labels_may_be_written_either_way(decathlon: Path) -> None:
+    path = decathlon / "dataset.json"
+    content = json.loads(path.read_text())
+    content["labels"] = {name: int(value) for value, name in content["labels"].items()}
+    before = msd(decathlon).labels
+    path.write_text(json.dumps(content))
+    assert msd(decathlon).labels == before and before["edema"] == (1,)
+
+
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="no shared data")
 @pytest.mark.slow
 def test_the_hippocampus_of_the_decathlon(tmp_path: Path) -> None:
@@ -316,7 +352,7 @@ def test_a_case_without_foreground_is_told_and_kept(
 def test_a_class_that_no_case_has_is_told(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--labels", "tumour=1,2,3", "other=7")
+    options = ("--labels", "tumour=1,2,3; other=7")
     assert main(["msd", str(made / "msd"), str(tmp_path / "data"), *options]) == 0
     assert "No case has a voxel of: other." in capsys.readouterr().out
 
@@ -380,6 +416,7 @@ def test_regions_become_classes_the_larger_ones_first(made: Path) -> None:
         ({"training": [{"image": "a"}]}, 'training[0]: is {"image": "a"}'),
         ({"labels": {"a": "b"}}, "labels: has ['a']"),
         ({"labels": None}, "labels: is missing"),
+        ({"labels": {"a": 1, "b": None}}, "labels: has ['a', 'b']"),
         ({"modality": {}}, "modality: is missing"),
         ({"labels": {"0": "background", "1": "a", "2": "a"}}, "names two values alike"),
     ],
@@ -428,6 +465,38 @@ def test_pairs_in_one_folder_are_told_apart_by_patterns(made: Path, tmp_path: Pa
     assert len(names) == 5 and all(name.startswith("phantom_00") for name in names)
 
 
+def test_pairs_of_other_names_are_told_how_to_match(
+    made: Path, tmp_path: Path, failed: Failed
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(made / "pairs", source)
+    for path in (source / "labels").iterdir():
+        path.rename(path.with_name(path.name.replace(".nrrd", "_seg.nrrd")))
+    assert "no scan has the name of a label: phantom_000" in failed("pairs", source)
+    patterns = ("--image-pattern", "*.nrrd", "--label-pattern", "*_seg.nrrd")
+    assert main(["pairs", str(source), str(tmp_path / "data"), *patterns]) == 0
+
+
+def test_series_without_labels_need_no_preparation(
+    made: Path, tmp_path: Path, failed: Failed
+) -> None:
+    source = Path(shutil.copytree(made / "dicom", tmp_path / "source"))
+    for path in source.rglob("label.nii.gz"):
+        path.unlink()
+    assert "has no labelled cases" in failed("dicom", source)
+
+
+def test_labels_beside_the_series_in_a_folder_of_their_own(made: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(made / "dicom", tmp_path / "source"))
+    (tmp_path / "labels").mkdir()
+    for path in list(source.rglob("label.nii.gz")):
+        path.rename(tmp_path / "labels" / f"{path.parent.parent.name}_ct.nii.gz")
+    given = ["dicom", str(source), str(tmp_path / "data")]
+    assert main([*given, "--label-folder", str(tmp_path / "labels")]) == 0
+    facts = json.loads((tmp_path / "data/fingerprint.json").read_text())
+    assert facts["channels"] == ["CT"] and facts["cases"][0]["patient"].startswith("patient_")
+
+
 def test_objects_of_dicom_that_are_no_scan_are_told(
     made: Path, tmp_path: Path, failed: Failed
 ) -> None:
@@ -461,7 +530,7 @@ def test_a_target_that_is_not_empty_is_left_alone(
         (("--crop", "9:9,9:9,9:9"), "is cropped by"),
         (("--split", "0.5,0.3,0.3"), "--split: 0.5,0.3,0.3 add up to 1.1"),
         (("--split", "0.5,0.5"), "--split: is '0.5,0.5'"),
-        (("--labels", "tumour=1,2", "core=2,3"), "share the values [2]"),
+        (("--labels", "tumour=1,2", "--labels", "core=2,3"), "share the values [2]"),
         (("--labels", "nothing"), "'nothing' is no label"),
         (("--patient", "("), "--patient: '(' is no regular expression"),
         (("--jobs", "-1"), "--jobs: is -1"),

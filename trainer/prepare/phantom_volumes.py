@@ -90,7 +90,7 @@ def draw_ct(
     image[blob(rng, shape, (0, -0.45, 0), (0.14, 0.14, 3.0), 0.05) < 1] = BONE
     label = np.zeros(shape, np.uint8)
     places = {1: [(-0.25, 0.1, 0.0)], 2: [(-0.45, -0.1, 0.0), (0.45, -0.1, 0.0)]}[organs]
-    size = {1: (0.45, 0.4, 0.6), 2: (0.24, 0.26, 0.5)}[organs]
+    size = {1: (0.5, 0.45, 0.65), 2: (0.34, 0.38, 0.65)}[organs]
     for place in places:
         centre = [c + rng.uniform(-0.06, 0.06) for c in place]
         radii = [r * rng.uniform(0.85, 1.15) for r in size]
@@ -98,7 +98,7 @@ def draw_ct(
     image[label == 1] = ORGAN + rng.uniform(-20, 20)
     for _ in range(int(rng.integers(1, 4))):
         at = _within(rng, label == 1)
-        across = rng.uniform(0.12, 0.24, 3) * (1.3 if organs == 1 else 1.0)
+        across = rng.uniform(0.18, 0.3, 3)
         lesion = (blob(rng, shape, at, across.tolist()) < 1) & (label > 0)
         label[lesion] = 2
     image[label == 2] = LESION + rng.uniform(-10, 10)
@@ -119,9 +119,9 @@ def draw_brain(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[F
         tissue[blob(rng, shape, (side, 0, 0.05), (0.09, 0.3, 0.16)) < 1] = "fluid"
     label = np.zeros(shape, np.uint8)
     centre = [side * rng.uniform(0.2, 0.4) for side in rng.choice([-1, 1], 3)]
-    radius = rng.uniform(0.26, 0.38)
+    radius = rng.uniform(0.38, 0.5)
     tumour = blob(rng, shape, centre, [radius * rng.uniform(0.8, 1.2) for _ in range(3)], 0.2)
-    for number, share in ((1, 1.0), (3, 0.6), (2, 0.35)):
+    for number, share in ((1, 1.0), (3, 0.7), (2, 0.45)):
         label[(tumour < share) & head] = number
     for number, name in ((1, "edema"), (2, "core"), (3, "enhancing")):
         tissue[label == number] = name

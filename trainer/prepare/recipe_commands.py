@@ -202,7 +202,7 @@ def _add_brats_slices(commands: Any) -> None:
     )
     add("--seed", type=int, default=0, help="the same seed draws the same split")
     add("--dtype", choices=("float32", "float64"), default="float32", help="float64: as published")
-    add("--ids", metavar="SCAN", nargs="+", default=[], help="single brains, a folder each")
+    add("--ids", metavar="SCAN,SCAN", default="", help="single brains, a folder each")
     add("--jobs", type=int, default=0, help="scans that are checked at a time; 0: one")
     add("--skip-bad", action="store_true", help="leave out scans with a fault and tell them")
 
@@ -216,7 +216,7 @@ def _brats_slices(given: argparse.Namespace) -> None:
         given.split_by,
         given.seed,
         given.dtype,
-        tuple(given.ids),
+        tuple(name.strip() for name in given.ids.split(",") if name.strip()),
         given.jobs,
         given.skip_bad,
     )

@@ -92,10 +92,10 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     add(
         "--labels",
         metavar="NAME=VALUES",
-        nargs="+",
+        action="append",
         default=[],
-        help="classes, like 'whole tumour=1,2,3' 'core=2,3', or names of the data set; values in "
-        "none are background; left out: all",
+        help="a class, like 'whole tumour=1,2,3', or a name of the data set; again for each, or "
+        "with ; between them; values in none are background; left out: all",
     )
     add("--split", metavar="T,V,T", default="0.7,0.15,0.15", help="shares of patients")
     add("--seed", type=int, default=0, help="the same seed draws the same split")
@@ -120,7 +120,11 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     )
     add("--jobs", type=int, default=0, help="cases at a time; 0: 4, or as many as cores")
     add("--memory-gib", type=float, default=0.0, help="to plan for; 0: that of the GPU or machine")
-    add("--with-test", action="store_true", help="write imagesTs too, as unlabelled.h5")
+    add(
+        "--with-test",
+        action="store_true",
+        help="imagesTs too: in test.h5 where they have labels (labelsTs), else in unlabelled.h5",
+    )
     add("--skip-bad", action="store_true", help="leave out cases with a fault and tell them")
 
 
@@ -151,7 +155,7 @@ def _prepare(given: argparse.Namespace) -> None:
         given.spacing,
         given.reshape,
         given.crop,
-        tuple(given.labels),
+        tuple(one for group in given.labels for one in group.split(";") if one.strip()),
         given.jobs,
         given.memory_gib,
         given.with_test,
@@ -173,7 +177,7 @@ def _sources(given: argparse.Namespace) -> Any:
     if given.command == "dicom":
         return layouts.dicom(given.source, given.label_folder)
     images, labels = given.source, given.label_folder or given.source
-    if given.label_folder is None and "*" == given.image_pattern == given.label_pattern:
+    if given.label_folder is None:
         for one, other in IMAGES_AND_LABELS:
             if (images / one).is_dir() and (images / other).is_dir():
                 images, labels = images / one, images / other

@@ -140,11 +140,17 @@ def msd(folder: Path, patient: str = "") -> Sources:
         image, label = folder / str(entry["image"]), folder / str(entry["label"])
         name = stem_of(image)
         cases.append(Source(name, (image,), label, _patient(name, patient)))
+    if labels and all(isinstance(value, int) for value in labels.values()):
+        # Some write it the other way round.
+        turned = {str(value): name for name, value in labels.items()}
+        if len(turned) < len(labels):
+            raise InputError(f"{path}, labels", "has a value twice", "a value for each name")
+        labels = turned
     try:
         values: dict[str, tuple[int, ...]] = {
             str(name): (int(value),) for value, name in labels.items()
         }
-    except ValueError:
+    except (TypeError, ValueError):
         raise InputError(f"{path}, labels", f"has {list(labels)}", "whole numbers") from None
     values = {name: own for name, own in values.items() if own != (0,)}
     if len(values) != len(labels) - ("0" in labels):
@@ -322,6 +328,10 @@ def pairs(
             if name not in scans
         ),
     ]
+    if not set(scans) & set(truths):
+        found = f"no scan has the name of a label: {next(iter(scans))} … and {next(iter(truths))} …"
+        fix = "--image-pattern '*_ct.nii.gz' --label-pattern '*_seg.nii.gz', * is what they share"
+        raise InputError(str(images), found, "the same names", fix)
     cases = [
         Source(name, scans[name], truths[name][0], _patient(name, patient))
         for name in sorted(set(scans) & set(truths))

@@ -8,6 +8,7 @@ memory at a time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -158,14 +159,17 @@ def in_turn(work: Callable[[A], B], items: Sequence[A], jobs: int) -> Iterator[B
 
 
 def memory_bytes(given_gib: float) -> float:
-    """Of the first GPU, else of the machine, where none is given."""
+    """Of the first GPU, else of the machine or its container, where none is given."""
     import torch
 
     if given_gib:
         return given_gib * GIB
     if torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no container, or no limit: "max"
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return float(total)
 
 
 def check_cases(
@@ -212,13 +216,12 @@ def told_all(faults: Sequence[InputError], name: str) -> InputError:
 
 
 def split_parts(seen: Sequence[Seen], choices: Choices) -> list[Seen]:
-    """The cases with their part: that of the data set, else drawn by patient."""
-    if any(one.source.part for one in seen):
-        parts = [one.source.part for one in seen]
-    else:
-        shares = read_shares(choices.split)
-        patients = [one.source.patient for one in seen]
-        parts = split_by_patient(patients, shares, None if choices.keep_order else choices.seed)
+    """The cases with their part: that of the data set, and for the others drawn by patient."""
+    parts = [one.source.part for one in seen]
+    if free := [one.source.patient for one in seen if not one.source.part]:
+        seed = None if choices.keep_order else choices.seed
+        drawn = iter(split_by_patient(free, read_shares(choices.split), seed))
+        parts = [part or next(drawn) for part in parts]
     held: dict[str, tuple[str, str]] = {}
     faults = []
     for one, part in zip(seen, parts, strict=True):
@@ -286,9 +289,17 @@ def prepare(
     if shape and choices.spacing not in ("auto", "none"):
         raise InputError("--reshape", "stands beside --spacing", "one of them")
     crop = {"crop": read_crop(choices.crop)} if choices.crop else {}
-    read_shares(choices.split)
+    shares = read_shares(choices.split)
+    if choices.with_test:
+        tested = [case._replace(part="test") for case in sources.unlabelled if case.label]
+        rest = [case for case in sources.unlabelled if not case.label]
+        sources = sources._replace(cases=[*sources.cases, *tested], unlabelled=rest)
     if not sources.cases and not sources.faults:
-        raise InputError(sources.name, "has no labelled cases", "scans with labels")
+        fix = "python -m trainer takes scans without labels as they are, to predict"
+        raise InputError(sources.name, "has no labelled cases", "scans with labels", fix)
+    free = [case.patient for case in sources.cases if not case.part]
+    if free and not sources.faults:  # told before all cases are read
+        split_by_patient(free, shares, choices.seed)
     known = sources.labels or (found_labels(sources.cases, jobs) if not choices.labels else {})
     labels = read_labels(choices.labels, known)
     classes = classes_for(labels)

@@ -170,9 +170,13 @@ def resample(volume: Tensor, source: Grid, target: Grid, linear: bool) -> Tensor
             # Half-way positions go up, by a rule of ours: rint would take the even one.
             near = np.where(np.abs(x - near) < 1e-4, near, np.floor(x + 0.5))
             index = np.clip(near, 0, size - 1).astype(np.int64)
-            if len(index) == size and (index == np.arange(size)).all():
-                continue
-            moved = moved.index_select(axis, torch.from_numpy(index).to(volume.device))
+            steps = np.diff(index)
+            if (steps == 1).all():
+                moved = moved.narrow(axis, int(index[0]), len(index))
+            elif (steps == -1).all():
+                moved = moved.narrow(axis, int(index[-1]), len(index)).flip(axis)
+            else:
+                moved = moved.index_select(axis, torch.from_numpy(index).to(volume.device))
             continue
         x = np.clip(x, 0, size - 1)
         low = np.minimum(np.floor(x), max(0, size - 2)).astype(np.int64)

@@ -206,7 +206,8 @@ class Preparation(BaseModel):
 def _distinct(array: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """The values of an array, and for each voxel which of them it has."""
     if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() < MANY_VALUES:
-        found = np.flatnonzero(np.bincount(array.ravel()))  # many times faster than sorting
+        # Many times faster than sorting; in the order of memory, which NIfTI has reversed.
+        found = np.flatnonzero(np.bincount(array.ravel(order="K")))
         table = np.zeros(found[-1] + 1, np.uint16)
         table[found] = np.arange(len(found))
         return found, table[array]
