@@ -65,6 +65,7 @@ from trainer.outputs import (
 from trainer.parts import DRAWN, Parts
 from trainer.prediction_file import Sink, open_sink
 from trainer.stopping import StopRequest
+from trainer.throughput import WARM_UP, BatchClock
 from trainer.usage import Usage, open_run
 
 FLUSH_SECONDS = 1.0
@@ -78,7 +79,8 @@ SCORES = ("accuracy", "foreground_dice", "iou", "class_dice")
 class Run:
     """Where a run reports, and what it was given beside its configuration.
 
-    `trust_code`: the Python file of a network that only a checkpoint names may run.
+    `trust_code`: the Python file of a network that only a checkpoint names may run. With a `clock`
+    the run is a benchmark: it trains, and neither evaluates nor writes a checkpoint.
     """
 
     console: Console
@@ -89,6 +91,7 @@ class Run:
     threads: int | None = None
     resume: bool = False
     trust_code: bool = False
+    clock: BatchClock | None = None
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,19 @@ class Work:
     loss: LossFunction | None
 
 
+def open_clock(config: Config, warm_up: int | None) -> BatchClock:
+    """For a benchmark; raises InputError where nothing is trained."""
+    if not config.trains:
+        raise InputError("--benchmark", "this configuration trains nothing", "one with input_path")
+    return BatchClock(WARM_UP if warm_up is None else warm_up)
+
+
 def run(config: Config, this: Run) -> dict[str, Any]:
     """Trains, evaluates and predicts as the configuration says; returns what result.json keeps."""
     console = this.console
+    if this.clock:
+        unsaved = config.checkpoints.model_copy(update={"save": None})
+        config = config.model_copy(update={"checkpoints": unsaved})
     device = open_device(this.device, this.threads, config.deterministic)
     check_precision(config.precision, device)
 
@@ -173,7 +186,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         else None,
     )
     training = _images(parts.training, usage, work)
-    evaluation = _images(parts.evaluation, usage, work)
+    evaluation = None if this.clock else _images(parts.evaluation, usage, work)
     masks = None
     if isinstance(evaluation, ImageSet) and evaluation.own_size_comparable:
         masks = OwnSizeMasks(evaluation, device)
@@ -222,7 +235,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
             rate = rates.set(epoch - 1, (epoch - 1) * steps)
             mean_loss = train_epoch(work, training, stepping, epoch, logs, saver, progress)
             due = not evaluation or config.evaluation.due(epoch, config.num_epochs, len(training))
-            if due:
+            if due and not this.clock:
                 batch_size = config.data.batch_size
                 refresh_batch_norm(
                     network, training, work.transform, device, batch_size, config.precision
@@ -265,6 +278,8 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         saver.last()
         raise
     saver.last()
+    if this.clock:
+        return _benchmarked(this.clock, console)
     return {
         "weights": started_from,
         "epochs": config.num_epochs,
@@ -272,6 +287,18 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         "best": progress.best,
         "evaluation": progress.best_scores,
     }
+
+
+def _benchmarked(clock: BatchClock, console: Console) -> dict[str, Any]:
+    """Prints what the clock says; it is the result of the run."""
+    told = clock.result()
+    if told is None:
+        found = "no batch came after the warm-up"
+        raise InputError("--warm-up", found, "fewer than the batches of all epochs")
+    latency = ", ".join(f"{name} {value:.3f}" for name, value in told["latency_ms"].items())
+    console.line(f"Throughput: {told['throughput']:.3f} samples/s")
+    console.line(f"Latency of a batch in ms: {latency} ({told['batches']} batches)")
+    return told
 
 
 def _ended(config: Config, value: float | None) -> Literal["success", "aborted"] | None:
@@ -423,6 +450,8 @@ def train_epoch(
         waiting.clear()
 
     network.train()
+    if run.clock:
+        run.clock.begin(work.device)
     flushed = time.monotonic()
     losses: list[Tensor] = []
     begun = len(told)
@@ -455,6 +484,8 @@ def train_epoch(
         if at + 1 < min(first + group, len(planned)):
             losses.append(compute().detach())
             clock.compute()
+            if run.clock:
+                run.clock.batch(planned[at], work.device)
             if run.stop.asked():
                 flush()
                 raise Stopped(run.stop.reason)
@@ -469,6 +500,8 @@ def train_epoch(
         waiting += [torch.stack([one, norm]) for one in (*losses, loss.detach())]
         losses.clear()
         clock.compute()
+        if run.clock:
+            run.clock.batch(planned[at], work.device)
         if run.stop.asked():
             flush()
             raise Stopped(run.stop.reason)
