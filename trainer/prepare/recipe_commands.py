@@ -52,6 +52,7 @@ def add_commands(commands: Any) -> None:
     """Adds the recipes to the commands of the program."""
     _add_kits19(commands)
     _add_lits(commands)
+    _add_brats_slices(commands)
 
 
 def _add_kits19(commands: Any) -> None:
@@ -184,4 +185,50 @@ def _lits(given: argparse.Namespace) -> None:
         print(f"Next: python rml_optimization.py --data {given.target}")
 
 
-RUNS: dict[str, Callable[[argparse.Namespace], None]] = {"kits19": _kits19, "lits": _lits}
+def _add_brats_slices(commands: Any) -> None:
+    text = "prepare BraTS as slices of four modalities for a 2D U-Net, as Intel's has them"
+    add = add_folders(commands, "brats-slices", text).add_argument
+    add("--size", type=int, default=128, help="pixels a side; 240: slices are not cropped")
+    add(
+        "--train-share",
+        type=float,
+        help="of the slices; the rest is for test; left out: 0.85, with --ids 0.8",
+    )
+    add(
+        "--split-by",
+        choices=("patient", "slice"),
+        default="patient",
+        help="slice: as published, where brains are in both parts",
+    )
+    add("--seed", type=int, default=0, help="the same seed draws the same split")
+    add("--dtype", choices=("float32", "float64"), default="float32", help="float64: as published")
+    add("--ids", metavar="SCAN", nargs="+", default=[], help="single brains, a folder each")
+    add("--jobs", type=int, default=0, help="scans that are checked at a time; 0: one")
+    add("--skip-bad", action="store_true", help="leave out scans with a fault and tell them")
+
+
+def _brats_slices(given: argparse.Namespace) -> None:
+    from trainer.prepare import brats_slices
+
+    choices = brats_slices.Choices(
+        given.size,
+        given.train_share,
+        given.split_by,
+        given.seed,
+        given.dtype,
+        tuple(given.ids),
+        given.jobs,
+        given.skip_bad,
+    )
+    made = brats_slices.prepare(given.source, given.target, choices, show_progress)
+    told = ", ".join(f"{count} {part}" for part, count in made.slices.items())
+    print(f"Wrote {told} slices to {given.target}.")
+    for note in made.notes:
+        print(note)
+
+
+RUNS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "kits19": _kits19,
+    "lits": _lits,
+    "brats-slices": _brats_slices,
+}

@@ -1,0 +1,289 @@
+"""BraTS as slices for a 2D U-Net, in the files that Intel's converter writes.
+
+    made = prepare(Path("MICCAI_BraTS17/HGG"), Path("data/brains"), Choices())
+
+imgs_train.npy and imgs_test.npy hold (N, 128, 128, 4): t1, t2, flair, t1ce of axial slices, cropped
+in the middle, turned by 270 degrees, normalized with one mean and one deviation a brain.
+msks_train.npy and msks_test.npy hold (N, 128, 128, 4) of 0 and 1: a plane that is always 0 (so it
+is published, and the sum of all planes is the whole tumour), necrotic core, edema, enhancing.
+slices.json says what they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.volumes.scans import read_label, read_scan
+from trainer.errors import InputError
+from trainer.files import write_json
+from trainer.prepare.new_folder import check_empty, new_folder
+from trainer.prepare.split_shares import split_by_patient
+from trainer.prepare.volumes import in_turn, told_all
+
+MODALITIES = ("t1", "t2", "flair", "t1ce")
+MASKS = ("background", "necrotic", "edema", "enhancing")
+VALUES = (0, 1, 2, 4)
+"""Of the planes of the mask, in the published labels."""
+
+TURNS = 3
+"""Quarter turns, counter-clockwise."""
+
+SHARE, SHARE_OF_ONE = 0.85, 0.80
+"""Of the slices that are trained on; the second one for single brains."""
+
+TOGETHER = 25
+"""Scans whose slices the published converter splits at a time."""
+
+RECORD = "slices.json"
+SCAN_OF_PATIENT = re.compile(r"_\d+$")
+Progress = Callable[[str, int, int], None]
+
+
+class Choices(NamedTuple):
+    """What the command line says; see its help."""
+
+    size: int = 128
+    train_share: float | None = None
+    split_by: str = "patient"
+    seed: int = 0
+    dtype: str = "float32"
+    ids: tuple[str, ...] = ()
+    jobs: int = 0
+    skip_bad: bool = False
+
+
+class Brain(NamedTuple):
+    """One scan: a file a modality, and the file of the labels."""
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path
+
+    @property
+    def patient(self) -> str:
+        """Brats17_TCIA_296 of Brats17_TCIA_296_1, the first scan of that patient."""
+        return SCAN_OF_PATIENT.sub("", self.name)
+
+
+class Rows(NamedTuple):
+    """Slices `first` to `last` (exclusive) of a brain, which go to one part."""
+
+    brain: Brain
+    first: int
+    last: int
+
+
+class Made(NamedTuple):
+    """How many slices were written by part, and what a user should know."""
+
+    slices: dict[str, int]
+    notes: list[str]
+
+
+def find_brains(folder: Path) -> tuple[list[Brain], list[str]]:
+    """The scans below `folder` by name: X/X_t1.nii.gz and so on with X_seg.nii.gz; and what was
+    passed over because a file is missing. Raises InputError where there is none."""
+    if not folder.is_dir():
+        raise InputError(str(folder), "there is no such folder", "a folder of BraTS")
+    found, notes = [], []
+    for own in sorted({path.parent for path in folder.rglob("*_t1.nii*")}):
+        files = {
+            which: next(
+                (
+                    p
+                    for end in (".nii.gz", ".nii")
+                    if (p := own / f"{own.name}_{which}{end}").exists()
+                ),
+                None,
+            )
+            for which in (*MODALITIES, "seg")
+        }
+        there = {which: path for which, path in files.items() if path}
+        if missing := [which for which in files if which not in there]:
+            notes.append(f"Passed over: {own.name} has no {', '.join(missing)}.")
+            continue
+        found.append(Brain(own.name, tuple(there[one] for one in MODALITIES), there["seg"]))
+    if not found:
+        accepted = "folders X with X_t1, X_t2, X_flair, X_t1ce and X_seg as .nii.gz"
+        raise InputError(str(folder), "has no scans of BraTS", accepted)
+    names = [brain.name for brain in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(str(folder), f"has two scans of the name {twice}", "each scan once")
+    return found, notes
+
+
+def turned_slices(volume: NDArray[Any], size: int) -> NDArray[Any]:
+    """(slices, size, size, ...) of a volume (rows, columns, slices, ...): the middle of each slice,
+    turned by 270 degrees counter-clockwise."""
+    rows, columns = ((side - size) // 2 for side in volume.shape[:2])
+    middle = volume[rows : rows + size, columns : columns + size]
+    return np.moveaxis(np.rot90(middle, TURNS, axes=(0, 1)), 2, 0)
+
+
+def read_brain(brain: Brain, size: int) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """The slices (n, size, size, 4) of a brain and of its mask; raises InputError."""
+    scan = read_scan(list(brain.images))
+    label, grid = read_label(brain.label)
+    where = f"{brain.name}, {brain.label}"
+    if not grid.same_as(scan.grid):
+        found = "the label lies on other voxels than its scan"
+        raise InputError(where, found, "a label on the voxels of its scan")
+    if min(label.shape[:2]) < size:
+        found = f"has slices of {label.shape[0]}x{label.shape[1]}"
+        raise InputError(f"{brain.name}, {brain.images[0]}", found, f"at least --size {size}")
+    if strange := sorted(set(np.unique(label).tolist()) - set(VALUES)):
+        raise InputError(where, f"has the values {strange}", f"those of BraTS, {VALUES}")
+    image = turned_slices(np.moveaxis(scan.array, 0, 3), size).astype(np.float64)
+    if not (std := image.std()):
+        raise InputError(f"{brain.name}, {brain.images[0]}", "has one value everywhere")
+    planes = [np.zeros(label.shape, np.uint8), *(label == value for value in VALUES[1:])]
+    masks = turned_slices(np.stack(planes, axis=3).astype(np.uint8), size)
+    return (image - image.mean()) / std, masks
+
+
+def split_rows(
+    brains: Sequence[Brain], counts: Sequence[int], choices: Choices
+) -> dict[str, list[Rows]]:
+    """The slices of train and test: whole patients, or (as published) the first slices of every 25
+    scans and the rest of them."""
+    share = choices.train_share or SHARE
+    parts: dict[str, list[Rows]] = {"train": [], "test": []}
+    if choices.split_by == "patient":
+        patients = [brain.patient for brain in brains]
+        chosen = split_by_patient(patients, (share, 0.0, 1 - share), choices.seed, "--train-share")
+        for brain, count, part in zip(brains, counts, chosen, strict=True):
+            parts[part].append(Rows(brain, 0, count))
+        return parts
+    for start in range(0, len(brains), TOGETHER):
+        own = list(zip(brains, counts, strict=True))[start : start + TOGETHER]
+        left = int(share * sum(count for _, count in own) + 1e-9)
+        for brain, count in own:
+            trained = min(left, count)
+            left -= trained
+            if trained:
+                parts["train"].append(Rows(brain, 0, trained))
+            if trained < count:
+                parts["test"].append(Rows(brain, trained, count))
+    return parts
+
+
+def _check(choices: Choices) -> None:
+    if choices.size < 1:
+        raise InputError("--size", f"is {choices.size}", "1 or more")
+    if choices.train_share is not None and not 0 < choices.train_share < 1:
+        raise InputError("--train-share", f"is {choices.train_share:g}", "between 0 and 1")
+
+
+def prepare(
+    source: Path,
+    target: Path,
+    choices: Choices,
+    progress: Progress = lambda what, done, total: None,
+) -> Made:
+    """Writes the four arrays and slices.json, with `ids` in a folder for each of these scans.
+
+    Raises InputError with all faults of the scans; with `skip_bad` those are left out and told.
+    """
+    check_empty(target)
+    _check(choices)
+    brains, notes = find_brains(source)
+    if choices.ids:
+        known = {brain.name: brain for brain in brains}
+        for name in choices.ids:
+            if name not in known:
+                raise InputError("--ids", f"{source} has no scan {name}", ", ".join(known))
+        brains = [known[name] for name in dict.fromkeys(choices.ids)]
+
+    def looked_at(brain: Brain) -> int | InputError:
+        try:
+            return len(read_brain(brain, choices.size)[0])
+        except InputError as error:
+            return InputError(
+                error.where
+                if error.where.startswith(brain.name)
+                else f"{brain.name}, {error.where}",
+                error.found,
+                error.accepted,
+                error.fix,
+            )
+
+    sound: list[tuple[Brain, int]] = []
+    faults: list[InputError] = []
+    for number, (brain, result) in enumerate(
+        zip(brains, in_turn(looked_at, brains, choices.jobs or 1), strict=True), start=1
+    ):
+        progress("checked", number, len(brains))
+        if isinstance(result, InputError):
+            faults.append(result)
+        else:
+            sound.append((brain, result))
+    if faults and (not choices.skip_bad or not sound):
+        raise told_all(faults, str(source))
+    notes += [f"Left out: {fault.where}: {fault.found}" for fault in faults]
+    brains, counts = [brain for brain, _ in sound], [count for _, count in sound]
+    with new_folder(target) as folder:
+        if not choices.ids:
+            parts = split_rows(brains, counts, choices)
+            return Made(_write(folder, parts, choices, progress), notes)
+        total: dict[str, int] = {}
+        one = choices._replace(split_by="slice", train_share=choices.train_share or SHARE_OF_ONE)
+        for brain, count in sound:
+            own = folder / brain.name
+            own.mkdir()
+            for part, written in _write(own, split_rows([brain], [count], one), one).items():
+                total[part] = total.get(part, 0) + written
+        return Made(total, notes)
+
+
+def _write(
+    folder: Path,
+    parts: dict[str, list[Rows]],
+    choices: Choices,
+    progress: Progress = lambda what, done, total: None,
+) -> dict[str, int]:
+    """The arrays of both parts, a brain at a time; how many slices each has."""
+    size, counts = choices.size, dict[str, int]()
+    open_array = np.lib.format.open_memmap
+    for part, rows in parts.items():
+        counts[part] = sum(one.last - one.first for one in rows)
+        shape = (counts[part], size, size, len(MODALITIES))
+        images = open_array(folder / f"imgs_{part}.npy", "w+", choices.dtype, shape)
+        masks = open_array(folder / f"msks_{part}.npy", "w+", "uint8", shape)
+        at = 0
+        for number, one in enumerate(rows, start=1):
+            image, mask = read_brain(one.brain, size)
+            there = slice(at, at + one.last - one.first)
+            images[there] = image[one.first : one.last]
+            masks[there] = mask[one.first : one.last]
+            at = there.stop
+            progress(f"written for {part}", number, len(rows))
+        images.flush()
+        masks.flush()
+    record = {
+        "schema_version": 1,
+        "channels": list(MODALITIES),
+        "masks": list(MASKS),
+        "size": size,
+        "split_by": choices.split_by,
+        "seed": choices.seed,
+        "parts": {
+            part: [
+                {
+                    "scan": one.brain.name,
+                    "patient": one.brain.patient,
+                    "first_slice": one.first,
+                    "slices": one.last - one.first,
+                }
+                for one in rows
+            ]
+            for part, rows in parts.items()
+        },
+    }
+    write_json(folder / RECORD, record)
+    return counts
