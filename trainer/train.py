@@ -50,6 +50,7 @@ from trainer.evaluate import Evaluation, OwnSizeMasks, as_result, evaluate
 from trainer.evaluate_volumes import evaluate_volumes
 from trainer.events import SCHEMA_VERSION, EventLog
 from trainer.losses import LossFunction
+from trainer.mlperf_log import MlperfLog
 from trainer.networks.build import SegmentationNetwork, build, parameter_counts
 from trainer.networks.description import check_size
 from trainer.networks.weights import find_weights, sha256
@@ -127,6 +128,8 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     # ---- data ----
     parts, usage = open_run(config)
     make_folders(config)
+    mlperf = MlperfLog(config.mlperf_log if config.trains else None, more=this.resume)
+    mlperf.begin(config)
 
     # ---- network ----
     code = code_of(usage.network, Path(usage.source))
@@ -185,6 +188,8 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         if last
         else None,
     )
+    mlperf.set_up(config, parts, usage, network)
+    mlperf.run(config, parts)
     training = _images(parts.training, usage, work)
     evaluation = None if this.clock else _images(parts.evaluation, usage, work)
     masks = None
@@ -228,12 +233,15 @@ def run(config: Config, this: Run) -> dict[str, Any]:
 
     # ---- loop ----
     status = None
+    mlperf.sizes(config, len(training))
     logs = TextLogs(config.outfile, more=last is not None)
     try:
         for epoch in range(progress.event["epoch"] + 1, config.num_epochs + 1):
             began = time.monotonic()
             rate = rates.set(epoch - 1, (epoch - 1) * steps)
+            mlperf.epoch_begins(epoch)
             mean_loss = train_epoch(work, training, stepping, epoch, logs, saver, progress)
+            mlperf.epoch_ends(epoch, rates.rate)
             due = not evaluation or config.evaluation.due(epoch, config.num_epochs, len(training))
             if due and not this.clock:
                 batch_size = config.data.batch_size
@@ -242,12 +250,15 @@ def run(config: Config, this: Run) -> dict[str, Any]:
                 )
             scored = Evaluation(None, [])
             if evaluation and due:
+                mlperf.evaluation_begins(epoch)
                 scored = _evaluate(work, evaluation, masks, epoch)
             if scored.loss is not None and not math.isfinite(scored.loss):
                 raise NotANumber(f"the evaluation's loss is {scored.loss} at epoch {epoch}")
             scores = as_result(scored, parts.evaluated_on) if scored.scores else {}
             if scores:
                 logs.test(epoch, scored.loss, scores["accuracy"])
+                mlperf.evaluation_ends(epoch, scores.get(parts.metric))
+            mlperf.block_ends(epoch)
             event = {
                 "epoch": epoch,
                 "epochs": config.num_epochs,
@@ -278,6 +289,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         saver.last()
         raise
     saver.last()
+    mlperf.end(status)
     if this.clock:
         return _benchmarked(this.clock, console)
     return {
@@ -332,6 +344,8 @@ def make_folders(config: Config) -> None:
     """Makes the folders that results go into; raises InputError for one that cannot be."""
     data = config.data
     folders = {"checkpoints.save": config.checkpoints.save if config.trains else None}
+    if config.trains and config.mlperf_log:
+        folders["mlperf_log"] = str(Path(config.mlperf_log).parent)
     if config.trains and config.outfile:
         folders["outfile"] = str(Path(config.outfile).parent)
     if data.test_input_path or data.split:
