@@ -31,6 +31,7 @@ OF_TRAINING = (
         "num_epochs",
         "optimizer",
         "mlperf_log",
+        "tensorboard",
         "checkpoints.save",
         "checkpoints.interval",
     ),
@@ -100,6 +101,8 @@ def why_unused(key: str, config: Config) -> str | None:
         return "nothing is trained, and it acts in training only"
     if section == "submission" and config.mlperf_log is None:
         return "there is no mlperf_log"
+    if key == "tensorboard_interval" and config.tensorboard is None:
+        return "there is no tensorboard"
     if section.startswith("optimizer"):
         return _of_optimizer(section, name, config)
     if section == "loss" and config.loss and name != "function":

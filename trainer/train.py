@@ -6,7 +6,7 @@ import errno
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.batch_norm import refresh_batch_norm
+from trainer.board import Board
 from trainer.checkpoint import (
     LAST,
     Progress,
@@ -107,6 +108,7 @@ class Work:
     device: torch.device
     transform: AnyTransform
     loss: LossFunction | None
+    board: Board = field(default_factory=Board)
 
 
 def open_clock(config: Config, warm_up: int | None) -> BatchClock:
@@ -165,7 +167,9 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     started_from = last["origin"]["weights"] if last else _started_from(config, weights, filled)
     console.line(f"   Weights: {started_from}")
     transform, loss = usage.transform(), usage.loss(config)
-    work = Work(config, this, parts, usage, network, device, transform, loss)
+    writes = config.trains and not this.clock
+    board = Board(config.tensorboard if writes else None, config.tensorboard_interval)
+    work = Work(config, this, parts, usage, network, device, transform, loss, board)
     print_settings(config, console)
     for note in parts.notes:
         console.line(note)
@@ -270,6 +274,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
                 "seconds": time.monotonic() - began,
                 "memory_bytes": peak_memory_bytes(device),
             }
+            board.epoch(event, [value for _, value in progress.losses], scored)
             # From here on the epoch is over; until here a stop leaves it to be evaluated again.
             saver.epoch_done(event)
             if due and (progress.best is None or _better(event, progress.best, parts.metric)):
@@ -288,6 +293,8 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     except Stopped:
         saver.last()
         raise
+    finally:
+        board.close()
     saver.last()
     mlperf.end(status)
     if this.clock:
@@ -346,6 +353,8 @@ def make_folders(config: Config) -> None:
     folders = {"checkpoints.save": config.checkpoints.save if config.trains else None}
     if config.trains and config.mlperf_log:
         folders["mlperf_log"] = str(Path(config.mlperf_log).parent)
+    if config.trains and config.tensorboard:
+        folders["tensorboard"] = config.tensorboard
     if config.trains and config.outfile:
         folders["outfile"] = str(Path(config.outfile).parent)
     if data.test_input_path or data.split:
@@ -451,6 +460,8 @@ def train_epoch(
             told.append((planned[len(told)], value))
             batch = len(told)
             logs.train(epoch, batch, value, norm)
+            before = (epoch - 1) * len(planned)
+            work.board.batch(before + batch, config.num_epochs * len(planned), value)
             if batch in printed:
                 run.console.line(
                     f"Train Epoch [{epoch:3d}/{config.num_epochs:3d}] : Batch "
@@ -530,8 +541,10 @@ def train_epoch(
 def _evaluate(work: Work, samples: Samples, masks: OwnSizeMasks | None, epoch: int) -> Evaluation:
     """Scores, and predictions where the configuration asks for them."""
     config, usage = work.config, work.usage
-    with open_sink(config.data, epoch, samples, usage.masks, usage.threshold) as sink:
+    with open_sink(config.data, epoch, samples, usage.masks, usage.threshold) as files:
+        sink = work.board.watch(files)
         evaluation = scored_part(work, samples, masks, sink, work.run.console, epoch)
+    work.board.images(sink, samples, work.transform, usage.aim, usage.threshold, epoch)
     for path in sink.paths if sink else ():
         work.run.console.line(f"Predictions are in {path}")
     return evaluation

@@ -137,6 +137,12 @@ class Config(Section):
     mlperf_log: str | None = Field(
         None, min_length=1, description="File for MLPerf's log lines of a training. Ours."
     )
+    tensorboard: str | None = Field(
+        None, min_length=1, description="Folder for TensorBoard's event files. Ours."
+    )
+    tensorboard_interval: int = Field(
+        3, ge=1, description="Batches from one loss in TensorBoard to the next. Ours."
+    )
     submission: Submission = Field(Submission(), description="For mlperf_log. Ours.")
     optimizer: Optimizer | None = Field(None, description="Needed for training.")
     loss: Loss | None = Field(None, description="Needed for training.")
