@@ -26,6 +26,7 @@ from trainer.config import (
     RandomPatches,
     Slicer,
     Slices,
+    Submission,
     Transform,
     Window,
 )
@@ -49,6 +50,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("optimizer", Optimizer),
     ("optimizer.lr_scheduler, one or a list", LearningRateSchedule),
     ("loss", Loss),
+    ("submission", Submission),
     ("The network file (layers)", Network),
 )
 

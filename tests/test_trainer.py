@@ -903,7 +903,7 @@ def test_no_index_is_moved_in_a_batch(
 def test_the_hub_is_never_asked(train: Train, configuration: Build) -> None:
     asked = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.__main__.load_config", lambda _: asked.append(dict(os.environ)))
+        patch.setattr("trainer.__main__.load_config", lambda *_: asked.append(dict(os.environ)))
         train(configuration())
     assert asked[0]["HF_HUB_OFFLINE"] == "1"
 

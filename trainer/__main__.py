@@ -20,6 +20,7 @@ import json
 import os
 import sys
 import traceback
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     trust = "run the Python file of a network that only a checkpoint names"
     parser.add_argument("--trust-code", action="store_true", help=trust)
     parser.add_argument("--measure", action="store_true", help=measured)
+    timed = "train without evaluations and checkpoints; tell samples/s and the latency of batches"
+    parser.add_argument("--benchmark", action="store_true", help=timed)
+    first = "with --benchmark: batches that are not counted (default 4)"
+    parser.add_argument("--warm-up", type=int, metavar="N", help=first)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, mps")
     parser.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
     parser.add_argument(
@@ -117,6 +122,12 @@ def _check(options: argparse.Namespace) -> None:
         if count is not None and count < 1:
             option = f"--{name.replace('_', '-')}"
             raise InputError(option, f"{count} threads cannot compute", "1 or more")
+    if options.warm_up is not None and (options.warm_up < 0 or not options.benchmark):
+        accepted = "0 or more, with --benchmark"
+        raise InputError("--warm-up", f"{options.warm_up}", accepted)
+    if options.benchmark and (options.resume or options.measure):
+        other = "--resume" if options.resume else "--measure"
+        raise InputError("--benchmark", f"stands together with {other}", "one of them")
     if options.blocktime not in (None, INFINITE) and not options.blocktime.isdecimal():
         accepted = f"milliseconds, or {INFINITE}"
         raise InputError("--blocktime", f"'{options.blocktime}' is no time", accepted)
@@ -281,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
             stop.on_parent_death(options.parent_pid)
         config = load_config(config_path, options.set)
         limit_threads(options.threads, options.blocktime, options.affinity)
-        from trainer.train import Run, run  # torch takes 1.5 s to import
+        from trainer.train import Run, open_clock, run  # torch takes 1.5 s to import
 
         open_inter_op(options.inter_op_threads)
         checkpoints = Path("checkpoints") if folder else None
@@ -297,6 +308,8 @@ def main(arguments: list[str] | None = None) -> int:
             options.resume,
             options.trust_code,
         )
+        if options.benchmark:
+            this = replace(this, clock=open_clock(config, options.warm_up), checkpoints=None)
         if options.measure:
             from trainer.measure import measure
 

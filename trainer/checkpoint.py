@@ -286,7 +286,8 @@ class Saver:
 
     def best(self) -> None:
         """The epoch that ended is the best so far."""
-        self._write(self._folder, "best.pt", self._content())
+        if self._folder is not None:
+            self._write(self._folder, "best.pt", self._content())
 
     def now_and_then(self) -> None:
         """last.pt, at most once a minute."""
@@ -295,6 +296,8 @@ class Saver:
 
     def last(self) -> None:
         """last.pt: `epoch` whole epochs and `batches` of the next are behind it."""
+        if self._folder is None:
+            return
         progress = self._progress
         training = {
             "epoch": progress.event["epoch"],

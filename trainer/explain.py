@@ -26,7 +26,15 @@ ALWAYS_UNUSED = {
     "loss.boundary_factor": "for differential equations",
 }
 OF_TRAINING = (
-    *("outfile", "num_epochs", "optimizer", "checkpoints.save", "checkpoints.interval"),
+    *(
+        "outfile",
+        "num_epochs",
+        "optimizer",
+        "mlperf_log",
+        "tensorboard",
+        "checkpoints.save",
+        "checkpoints.interval",
+    ),
     *("data.batch_size", "data.target_path", "data.training_tag"),
 )
 OF_TEST = ("data.test_target_path", "data.test_tag", "data.testing_tag", "data.test_batch_size")
@@ -91,6 +99,10 @@ def why_unused(key: str, config: Config) -> str | None:
         and not config.trains
     ):
         return "nothing is trained, and it acts in training only"
+    if section == "submission" and config.mlperf_log is None:
+        return "there is no mlperf_log"
+    if key == "tensorboard_interval" and config.tensorboard is None:
+        return "there is no tensorboard"
     if section.startswith("optimizer"):
         return _of_optimizer(section, name, config)
     if section == "loss" and config.loss and name != "function":

@@ -6,7 +6,7 @@ import errno
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.batch_norm import refresh_batch_norm
+from trainer.board import Board
 from trainer.checkpoint import (
     LAST,
     Progress,
@@ -50,6 +51,7 @@ from trainer.evaluate import Evaluation, OwnSizeMasks, as_result, evaluate
 from trainer.evaluate_volumes import evaluate_volumes
 from trainer.events import SCHEMA_VERSION, EventLog
 from trainer.losses import LossFunction
+from trainer.mlperf_log import MlperfLog
 from trainer.networks.build import SegmentationNetwork, build, parameter_counts
 from trainer.networks.description import check_size
 from trainer.networks.weights import find_weights, sha256
@@ -65,6 +67,7 @@ from trainer.outputs import (
 from trainer.parts import DRAWN, Parts
 from trainer.prediction_file import Sink, open_sink
 from trainer.stopping import StopRequest
+from trainer.throughput import WARM_UP, BatchClock
 from trainer.usage import Usage, open_run
 
 FLUSH_SECONDS = 1.0
@@ -78,7 +81,8 @@ SCORES = ("accuracy", "foreground_dice", "iou", "class_dice")
 class Run:
     """Where a run reports, and what it was given beside its configuration.
 
-    `trust_code`: the Python file of a network that only a checkpoint names may run.
+    `trust_code`: the Python file of a network that only a checkpoint names may run. With a `clock`
+    the run is a benchmark: it trains, and neither evaluates nor writes a checkpoint.
     """
 
     console: Console
@@ -89,6 +93,7 @@ class Run:
     threads: int | None = None
     resume: bool = False
     trust_code: bool = False
+    clock: BatchClock | None = None
 
 
 @dataclass(frozen=True)
@@ -103,17 +108,30 @@ class Work:
     device: torch.device
     transform: AnyTransform
     loss: LossFunction | None
+    board: Board = field(default_factory=Board)
+
+
+def open_clock(config: Config, warm_up: int | None) -> BatchClock:
+    """For a benchmark; raises InputError where nothing is trained."""
+    if not config.trains:
+        raise InputError("--benchmark", "this configuration trains nothing", "one with input_path")
+    return BatchClock(WARM_UP if warm_up is None else warm_up)
 
 
 def run(config: Config, this: Run) -> dict[str, Any]:
     """Trains, evaluates and predicts as the configuration says; returns what result.json keeps."""
     console = this.console
+    if this.clock:
+        unsaved = config.checkpoints.model_copy(update={"save": None})
+        config = config.model_copy(update={"checkpoints": unsaved})
     device = open_device(this.device, this.threads, config.deterministic)
     check_precision(config.precision, device)
 
     # ---- data ----
     parts, usage = open_run(config)
     make_folders(config)
+    mlperf = MlperfLog(config.mlperf_log if config.trains else None, more=this.resume)
+    mlperf.begin(config)
 
     # ---- network ----
     code = code_of(usage.network, Path(usage.source))
@@ -149,7 +167,9 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     started_from = last["origin"]["weights"] if last else _started_from(config, weights, filled)
     console.line(f"   Weights: {started_from}")
     transform, loss = usage.transform(), usage.loss(config)
-    work = Work(config, this, parts, usage, network, device, transform, loss)
+    writes = config.trains and not this.clock
+    board = Board(config.tensorboard if writes else None, config.tensorboard_interval)
+    work = Work(config, this, parts, usage, network, device, transform, loss, board)
     print_settings(config, console)
     for note in parts.notes:
         console.line(note)
@@ -172,8 +192,10 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         if last
         else None,
     )
+    mlperf.set_up(config, parts, usage, network)
+    mlperf.run(config, parts)
     training = _images(parts.training, usage, work)
-    evaluation = _images(parts.evaluation, usage, work)
+    evaluation = None if this.clock else _images(parts.evaluation, usage, work)
     masks = None
     if isinstance(evaluation, ImageSet) and evaluation.own_size_comparable:
         masks = OwnSizeMasks(evaluation, device)
@@ -215,26 +237,32 @@ def run(config: Config, this: Run) -> dict[str, Any]:
 
     # ---- loop ----
     status = None
+    mlperf.sizes(config, len(training))
     logs = TextLogs(config.outfile, more=last is not None)
     try:
         for epoch in range(progress.event["epoch"] + 1, config.num_epochs + 1):
             began = time.monotonic()
             rate = rates.set(epoch - 1, (epoch - 1) * steps)
+            mlperf.epoch_begins(epoch)
             mean_loss = train_epoch(work, training, stepping, epoch, logs, saver, progress)
+            mlperf.epoch_ends(epoch, rates.rate)
             due = not evaluation or config.evaluation.due(epoch, config.num_epochs, len(training))
-            if due:
+            if due and not this.clock:
                 batch_size = config.data.batch_size
                 refresh_batch_norm(
                     network, training, work.transform, device, batch_size, config.precision
                 )
             scored = Evaluation(None, [])
             if evaluation and due:
+                mlperf.evaluation_begins(epoch)
                 scored = _evaluate(work, evaluation, masks, epoch)
             if scored.loss is not None and not math.isfinite(scored.loss):
                 raise NotANumber(f"the evaluation's loss is {scored.loss} at epoch {epoch}")
             scores = as_result(scored, parts.evaluated_on) if scored.scores else {}
             if scores:
                 logs.test(epoch, scored.loss, scores["accuracy"])
+                mlperf.evaluation_ends(epoch, scores.get(parts.metric))
+            mlperf.block_ends(epoch)
             event = {
                 "epoch": epoch,
                 "epochs": config.num_epochs,
@@ -246,6 +274,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
                 "seconds": time.monotonic() - began,
                 "memory_bytes": peak_memory_bytes(device),
             }
+            board.epoch(event, [value for _, value in progress.losses], scored)
             # From here on the epoch is over; until here a stop leaves it to be evaluated again.
             saver.epoch_done(event)
             if due and (progress.best is None or _better(event, progress.best, parts.metric)):
@@ -264,7 +293,12 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     except Stopped:
         saver.last()
         raise
+    finally:
+        board.close()
     saver.last()
+    mlperf.end(status)
+    if this.clock:
+        return _benchmarked(this.clock, console)
     return {
         "weights": started_from,
         "epochs": config.num_epochs,
@@ -272,6 +306,18 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         "best": progress.best,
         "evaluation": progress.best_scores,
     }
+
+
+def _benchmarked(clock: BatchClock, console: Console) -> dict[str, Any]:
+    """Prints what the clock says; it is the result of the run."""
+    told = clock.result()
+    if told is None:
+        found = "no batch came after the warm-up"
+        raise InputError("--warm-up", found, "fewer than the batches of all epochs")
+    latency = ", ".join(f"{name} {value:.3f}" for name, value in told["latency_ms"].items())
+    console.line(f"Throughput: {told['throughput']:.3f} samples/s")
+    console.line(f"Latency of a batch in ms: {latency} ({told['batches']} batches)")
+    return told
 
 
 def _ended(config: Config, value: float | None) -> Literal["success", "aborted"] | None:
@@ -305,6 +351,10 @@ def make_folders(config: Config) -> None:
     """Makes the folders that results go into; raises InputError for one that cannot be."""
     data = config.data
     folders = {"checkpoints.save": config.checkpoints.save if config.trains else None}
+    if config.trains and config.mlperf_log:
+        folders["mlperf_log"] = str(Path(config.mlperf_log).parent)
+    if config.trains and config.tensorboard:
+        folders["tensorboard"] = config.tensorboard
     if config.trains and config.outfile:
         folders["outfile"] = str(Path(config.outfile).parent)
     if data.test_input_path or data.split:
@@ -410,6 +460,8 @@ def train_epoch(
             told.append((planned[len(told)], value))
             batch = len(told)
             logs.train(epoch, batch, value, norm)
+            before = (epoch - 1) * len(planned)
+            work.board.batch(before + batch, config.num_epochs * len(planned), value)
             if batch in printed:
                 run.console.line(
                     f"Train Epoch [{epoch:3d}/{config.num_epochs:3d}] : Batch "
@@ -423,6 +475,8 @@ def train_epoch(
         waiting.clear()
 
     network.train()
+    if run.clock:
+        run.clock.begin(work.device)
     flushed = time.monotonic()
     losses: list[Tensor] = []
     begun = len(told)
@@ -455,6 +509,8 @@ def train_epoch(
         if at + 1 < min(first + group, len(planned)):
             losses.append(compute().detach())
             clock.compute()
+            if run.clock:
+                run.clock.batch(planned[at], work.device)
             if run.stop.asked():
                 flush()
                 raise Stopped(run.stop.reason)
@@ -469,6 +525,8 @@ def train_epoch(
         waiting += [torch.stack([one, norm]) for one in (*losses, loss.detach())]
         losses.clear()
         clock.compute()
+        if run.clock:
+            run.clock.batch(planned[at], work.device)
         if run.stop.asked():
             flush()
             raise Stopped(run.stop.reason)
@@ -483,8 +541,10 @@ def train_epoch(
 def _evaluate(work: Work, samples: Samples, masks: OwnSizeMasks | None, epoch: int) -> Evaluation:
     """Scores, and predictions where the configuration asks for them."""
     config, usage = work.config, work.usage
-    with open_sink(config.data, epoch, samples, usage.masks, usage.threshold) as sink:
+    with open_sink(config.data, epoch, samples, usage.masks, usage.threshold) as files:
+        sink = work.board.watch(files)
         evaluation = scored_part(work, samples, masks, sink, work.run.console, epoch)
+    work.board.images(sink, samples, work.transform, usage.aim, usage.threshold, epoch)
     for path in sink.paths if sink else ():
         work.run.console.line(f"Predictions are in {path}")
     return evaluation

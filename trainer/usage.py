@@ -14,6 +14,7 @@ from trainer.config import LOSS_FIELDS, Config, Data, Window
 from trainer.data.labels import MOST_CLASSES, MaskClass
 from trainer.data.masks import Masks
 from trainer.data.samples import AnySamples, Item, open_samples
+from trainer.data.slice_set import Slice
 from trainer.data.transforms import BatchTransform, size_of
 from trainer.data.volumes.augment import VolumeTransform
 from trainer.data.volumes.volume_file import Header
@@ -163,6 +164,9 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any], known: Us
     load = config.checkpoints.load
     source = config.layers if isinstance(config.layers, str) else load or "layers"
     network = _network(config, checkpoint, source)
+    for item in (*parts.training[:1], *parts.evaluation[:1]):
+        if isinstance(item, Slice):
+            network = fitted(network, len(item.files.channels), classes=2)
     data = config.data
     if not config.trains and not any(getattr(data, name) for name in TRANSFORMS):
         data = data.model_copy(update={name: getattr(known, name) for name in TRANSFORMS})

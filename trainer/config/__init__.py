@@ -66,6 +66,7 @@ __all__ = [
     "Section",
     "Slicer",
     "Slices",
+    "Submission",
     "Transform",
     "Window",
     "known_name",
@@ -85,6 +86,21 @@ class Checkpoints(Section):
     interval: int = Field(1, ge=1, description="Epochs between two model_checkpoint files.")
     load: str | None = Field(
         None, description="Weights to start from (.pt, .safetensors, .h5 of Keras); by name."
+    )
+
+
+class Submission(Section):
+    """What mlperf_log says of who ran it; MLPerf's words."""
+
+    benchmark: str = Field("unet3d", min_length=1, description="Name of the benchmark.")
+    org: str = Field("unnamed", min_length=1, description="Who submits.")
+    platform: str = Field("unnamed", min_length=1, description="Name of the machine.")
+    division: Literal["closed", "open"] = Field("closed", description="Of the rules.")
+    status: Literal["onprem", "cloud", "preview", "research"] = Field(
+        "onprem", description="Kind of machine, or of submission."
+    )
+    cache_cleared: bool = Field(
+        False, description="Whoever starts the run has cleared the system's caches before."
     )
 
 
@@ -118,6 +134,16 @@ class Config(Section):
         description="Of the network's arithmetic: bfloat16 on GPUs that have it, else float32; or "
         "as named (float16 with a scaled loss, GPUs only). Ours.",
     )
+    mlperf_log: str | None = Field(
+        None, min_length=1, description="File for MLPerf's log lines of a training. Ours."
+    )
+    tensorboard: str | None = Field(
+        None, min_length=1, description="Folder for TensorBoard's event files. Ours."
+    )
+    tensorboard_interval: int = Field(
+        3, ge=1, description="Batches from one loss in TensorBoard to the next. Ours."
+    )
+    submission: Submission = Field(Submission(), description="For mlperf_log. Ours.")
     optimizer: Optimizer | None = Field(None, description="Needed for training.")
     loss: Loss | None = Field(None, description="Needed for training.")
 
