@@ -78,7 +78,6 @@ class MlperfLog:
 
     def run(self, config: Config, parts: Parts) -> None:
         """From here on the data are read, and the time counts."""
-        assert config.optimizer
         self._write("run_start", kind=START)
         self._write("train_samples", len(parts.training))
         self._write("eval_samples", len(parts.evaluation))
