@@ -239,6 +239,7 @@ def test_labels_may_be_written_either_way(decathlon: Path) -> None:
     path = decathlon / "dataset.json"
     content = json.loads(path.read_text())
     content["labels"] = {name: int(value) for value, name in content["labels"].items()}
+    content["test"] = 0
     before = msd(decathlon).labels
     path.write_text(json.dumps(content))
     assert msd(decathlon).labels == before and before["edema"] == (1,)
@@ -587,7 +588,8 @@ def test_labels_are_named_by_groups() -> None:
     assert read_labels(["whole=edema, core,3", "rim"], known) == {"whole": (1, 2, 3), "rim": (3,)}
     assert read_labels(["core"], known) == {"background": (0, 1, 3), "core": (2,)}
     assert read_labels(["a=5"], {}) == {"a": (5,)}
-    for wrong in (["core", "core"], ["=1"], ["a=b"], ["background=1"], ["a=-1"]):
+    assert read_labels(["a=5", "background=2,7"], {}) == {"background": (0, 2, 7), "a": (5,)}
+    for wrong in (["core", "core"], ["=1"], ["a=b"], ["background"], ["background=1"], ["a=-1"]):
         with pytest.raises(InputError, match="--labels"):
             read_labels(wrong, known)
 
