@@ -99,7 +99,7 @@ def ours(config: Config, cases: int) -> tuple[SegmentationNetwork, Callable[[], 
     torch.manual_seed(0)
     network = build(usage.network, None, folder=ROOT, trust_code=False)
     console = Console()
-    console.line = lambda *_: None  # type: ignore[method-assign, assignment]
+    console.line = lambda *_: None  # type: ignore[method-assign]
     run = Run(console, EventLog(None), StopRequest(), None)
     samples = usage.open(parts.training[:cases])
     samples.preload(torch.get_num_threads())
@@ -118,7 +118,9 @@ def ours(config: Config, cases: int) -> tuple[SegmentationNetwork, Callable[[], 
 
 def monai_loaders(cases: list[Case], patch: list[int], batch: int) -> dict[str, Any]:
     """MONAI's standard pipeline over the same cases, in its three loaders."""
-    from monai.data import CacheDataset, DataLoader, ThreadDataLoader
+    from monai.data.dataloader import DataLoader
+    from monai.data.dataset import CacheDataset
+    from monai.data.thread_buffer import ThreadDataLoader
 
     t: Any = importlib.import_module("monai.transforms")
     both = ["image", "label"]
