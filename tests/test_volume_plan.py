@@ -119,6 +119,15 @@ def test_the_plan_is_a_configuration_of_our_language() -> None:
         assert made.preparation.orientation == "RAS" and made.preparation.spacing_mm
 
 
+def test_a_cpu_gets_smaller_crops_and_a_faster_network() -> None:
+    base = facts((240, 240, 155), (1, 1, 1))
+    for gpu in (True, False):
+        made = plan(base, 64 * GIB, gpu=gpu)
+        voxels = math.prod(made.config["neural_network"]["data"]["patches"]["size"])
+        assert (voxels > 100**3) == gpu
+        assert (made.layers["network"] == "monai.UNet") != gpu
+
+
 def test_a_reshape_and_a_crop_change_the_sizes_that_are_planned_for() -> None:
     base = facts((240, 240, 155), (1, 1, 1))
     crop = ((0, 0), (0, 0), (2, 1))
@@ -129,16 +138,19 @@ def test_a_reshape_and_a_crop_change_the_sizes_that_are_planned_for() -> None:
     assert max(reshaped.config["neural_network"]["data"]["patches"]["size"]) <= 48
 
 
+@pytest.mark.parametrize("gpu", [True, False])
 @pytest.mark.parametrize(
     ("patch", "spacing"), [((32, 32, 32), (1, 1, 1)), ((64, 64, 12), (1, 1, 5))]
 )
-def test_the_network_takes_the_crops(patch: tuple[int, ...], spacing: tuple[float, ...]) -> None:
+def test_the_network_takes_the_crops(
+    patch: tuple[int, ...], spacing: tuple[float, ...], gpu: bool
+) -> None:
     import torch
 
     from trainer.networks.build import build
 
     described = parse_network(
-        {**network_for(pooling(patch, spacing)), "in_channels": 2, "classes": 3}, "layers.json"
+        {**network_for(pooling(patch, spacing), gpu), "in_channels": 2, "classes": 3}, "layers.json"
     )
     network = build(described).eval()
     with torch.no_grad():

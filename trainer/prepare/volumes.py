@@ -162,6 +162,13 @@ def in_turn(work: Callable[[A], B], items: Sequence[A], jobs: int) -> Iterator[B
             yield waiting.pop(0).result()
 
 
+def has_gpu() -> bool:
+    """Whether a training here would have one."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def memory_bytes(given_gib: float) -> float:
     """Of the first GPU, else of the machine or its container, where none is given."""
     import torch
@@ -332,6 +339,7 @@ def prepare(
         memory_bytes(choices.memory_gib),
         None if spacing == "none" else spacing,
         shape,
+        has_gpu(),
         orientation=orientation,
         labels=labels,
         **crop,
