@@ -76,9 +76,8 @@ class MlperfLog:
             self._write("weights_initialization", tensor=name)
         self._write("init_stop", kind=END)
 
-    def run(self, config: Config, parts: Parts) -> None:
+    def run(self, parts: Parts) -> None:
         """From here on the data are read, and the time counts."""
-        assert config.optimizer
         self._write("run_start", kind=START)
         self._write("train_samples", len(parts.training))
         self._write("eval_samples", len(parts.evaluation))
