@@ -76,7 +76,7 @@ class MlperfLog:
             self._write("weights_initialization", tensor=name)
         self._write("init_stop", kind=END)
 
-    def run(self, config: Config, parts: Parts) -> None:
+    def run(self, parts: Parts) -> None:
         """From here on the data are read, and the time counts."""
         self._write("run_start", kind=START)
         self._write("train_samples", len(parts.training))

@@ -193,7 +193,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
         else None,
     )
     mlperf.set_up(config, parts, usage, network)
-    mlperf.run(config, parts)
+    mlperf.run(parts)
     training = _images(parts.training, usage, work)
     evaluation = None if this.clock else _images(parts.evaluation, usage, work)
     masks = None

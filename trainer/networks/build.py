@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trainer.errors import InputError
 from trainer.networks.description import Network, array_order, check_size, shown_size
+from trainer.networks.instance_norm import keep_layout
 from trainer.networks.keras.module import KerasNetwork
 from trainer.networks.monai import build_monai
 from trainer.networks.own import build_own, fault_of
@@ -142,6 +143,7 @@ def build(
         body.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     elif 4 in ranks and 5 not in ranks:
         body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    keep_layout(body)
     return module
 
 
