@@ -135,3 +135,9 @@ def test_a_plan_of_a_study_of_volumes(prepared: Path, tmp_path: Path) -> None:
     code, out, err = studies.typed_here(tmp_path, "plan", *shared)
     assert code == 0, out + err
     assert "s a step of 2" in out and "The study" in out
+
+
+def test_prepared_volumes_are_checked_with_a_picture(prepared: Path, tmp_path: Path) -> None:
+    code, out, err = studies.typed_here(tmp_path, "check", "--data", str(prepared))
+    assert code == 0, err
+    assert "11: 6 training, 3 validation, 2 test" in out and (tmp_path / "check.png").exists()
