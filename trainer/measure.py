@@ -42,7 +42,7 @@ T = TypeVar("T")
 def measure(config: Config, this: Run) -> dict[str, Any]:
     """Seconds of each part, and the memory; study/commands/plan.py extrapolates them.
 
-    {"seconds": {build, read_image, step, batch_norm_image, evaluate_image, first_evaluate_image,
+    {"samples": of an epoch, "seconds": {build, read_image, step, batch_norm_image, evaluate_image, first_evaluate_image,
     checkpoint}, "images": {training, evaluation, batch_norm}, "batch_size", "measured_seconds",
     "reads_every_epoch", "memory_bytes", "gpu_memory_bytes", "device"}. A step is one batch. Nothing
     is written but a checkpoint where there is a folder for it. Raises InputError where nothing is
@@ -52,6 +52,13 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
         raise InputError("--measure", "this configuration trains nothing", "one with input_path")
     assert config.optimizer and config.loss
     began = time.monotonic()
+    crops = 1
+    if config.data.patches:  # a few crops tell what all take
+        crops = config.data.patches.per_case
+        patches = config.data.patches.model_copy(update={"per_case": 1})
+        config = config.model_copy(
+            update={"data": config.data.model_copy(update={"patches": patches})}
+        )
     device = open_device(this.device, this.threads, config.deterministic)
     parts, usage = open_run(config)
     torch.manual_seed(parts.seed)
@@ -131,6 +138,7 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
             "evaluation": len(parts.evaluation),
             "batch_norm": min(len(parts.training), MOST_IMAGES),
         },
+        "samples": len(parts.training) * crops,
         "batch_size": config.data.batch_size,
         "reads_every_epoch": not kept,
         "memory_bytes": resident + (image_bytes * images if kept else 0),

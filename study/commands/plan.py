@@ -57,7 +57,7 @@ class Measured:
         if self.told["reads_every_epoch"]:  # by one thread
             reading = s["read_image"] * self.told["threads"] * sum(images.values())
         return float(
-            math.ceil(images["training"] / self.told["batch_size"]) * s["step"]
+            math.ceil(self.told["samples"] / self.told["batch_size"]) * s["step"]
             + images["batch_norm"] * s["batch_norm_image"]
             + images["evaluation"] * s.get("evaluate_image", 0.0)
             + s["checkpoint"]

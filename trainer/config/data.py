@@ -97,8 +97,12 @@ class Transform(Section):
     random_contrast: Share | None = Field(
         None, description="Scales the distance to the mean by 1 ± up to this; inputs only. Ours."
     )
-    random_flip: Probability | None = Field(
-        None, description="Volumes: probability, for each of the three axes by itself. Ours."
+    random_flip: (
+        Probability | Annotated[list[Probability], Field(min_length=3, max_length=3)] | None
+    ) = Field(
+        None,
+        description="Volumes: probability, for each of the three axes by itself, or a list with "
+        "one of each axis. Ours.",
     )
     random_affine: RandomAffine | None = Field(
         None, description="Volumes: {probability, degrees, zoom, shift}. Ours."

@@ -54,7 +54,8 @@ class VolumeTransform:
         for place, one in enumerate(self._transforms):
             numbers = draw.uniform(place)
             if one.name == "random_flip":
-                x, y = _flipped(x, y, numbers[:, :3] < one.value)
+                chance = torch.tensor(one.value, dtype=torch.float32, device=x.device)
+                x, y = _flipped(x, y, numbers[:, :3] < chance)
             elif one.name == "random_affine":
                 x, y = _moved(x, y, numbers, one)
             else:

@@ -240,7 +240,8 @@ def list_scans(path: Path, channels: int | None = None) -> list[Files]:
 
     Files with a scan's suffix; CASE_0000, CASE_0001 … are the channels of CASE where each case has
     them all from 0000 on (and as many as `channels`, where given). A folder of DICOM files is one
-    scan, and so is each sub-folder of such. Raises InputError where there is none.
+    scan, and so is each folder of such below, named by its path. Raises InputError where there is
+    none.
     """
     if not path.exists():
         raise InputError(str(path), "there is no such file or folder", ACCEPTED)
@@ -252,7 +253,8 @@ def list_scans(path: Path, channels: int | None = None) -> list[Files]:
         return _grouped(files, channels)
     if _holds_dicom(path):
         return [Files(path.name, (path,))]
-    found = [Files(one.name, (one,)) for one in visible if one.is_dir() and _holds_dicom(one)]
+    folders = sorted(one for one in path.rglob("*") if one.is_dir() and _holds_dicom(one))
+    found = [Files("_".join(one.relative_to(path).parts), (one,)) for one in folders]
     if not found:
         raise InputError(str(path), "holds no scans", ACCEPTED)
     return found
