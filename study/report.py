@@ -445,6 +445,7 @@ def _places_outside(data: Path) -> list[Path]:
 
 
 def _next_steps(settings: Settings, launcher: str) -> list[str]:
+    what = "cases" if settings.volumes else "images"
     config = paste.test_config()
     use = f"{paste.trainer('trainer')} {config}"
     if launcher == "docker":
@@ -456,7 +457,7 @@ def _next_steps(settings: Settings, launcher: str) -> list[str]:
         if len(outside) > MOST_BINDS:  # links to many places: a process follows them all
             use = f"{paste.trainer('trainer')} {config}"
     return [
-        "Numbers in brackets are 95 % bootstrap intervals over images.",
+        f"Numbers in brackets are 95 % bootstrap intervals over {what}.",
         "Every trial: list_acc.json. The best model: best_model/. To predict and look:",
         f"  {use}",
         f"  {paste.trainer('trainer.review')} predictions/output_1.h5",

@@ -33,7 +33,8 @@ SECONDS = {
 
 def measured(reads_every_epoch: bool = False) -> Measured:
     images = {"training": 400, "evaluation": 50, "batch_norm": 256}
-    told: dict[str, Any] = {"seconds": SECONDS, "images": images, "batch_size": 20, "threads": 2}
+    told: dict[str, Any] = {"seconds": SECONDS, "images": images, "samples": 400}
+    told |= {"batch_size": 20, "threads": 2}
     return Measured({**told, "reads_every_epoch": reads_every_epoch}, start_seconds=4.0)
 
 
@@ -50,7 +51,7 @@ def test_arithmetic() -> None:
 def test_the_last_batch_of_an_epoch_is_a_step_whatever_its_size() -> None:
     def steps(images: int) -> float:
         counts = {"training": images, "evaluation": 0, "batch_norm": 0}
-        told = {"seconds": SECONDS, "images": counts, "batch_size": 32, "threads": 1}
+        told = {"seconds": SECONDS, "images": counts, "samples": images, "batch_size": 32}
         return Measured({**told, "reads_every_epoch": False}, 0.0).epoch_seconds() - 0.5
 
     assert [steps(n) for n in (17, 32, 40)] == [2.0, 2.0, 4.0]

@@ -39,7 +39,7 @@ from trainer.data.labels import written
 from trainer.data.masks import Masks
 from trainer.data.volumes.planes import grey, middle, three_planes
 from trainer.data.volumes.scans import SUFFIXES as SCAN_SUFFIXES
-from trainer.data.volumes.scans import list_scans, read_scan, write_label
+from trainer.data.volumes.scans import list_scans, read_scan, stem_of, write_label
 from trainer.errors import InputError, printable
 from trainer.events import METRICS_FILE, RUN_FILES, EventLog
 from trainer.files import open_plain, read_text, write_json
@@ -108,7 +108,8 @@ def list_source(source: Path, out: Path) -> tuple[dict[str, Files], dict[str, st
     What lies in `out` does not count. Raises InputError where there is neither.
     """
     if source.is_file():
-        return {source.name: (source,)}, {}
+        image = source.suffix.lower() in SUFFIXES or not suffix_of(source)
+        return {source.name if image else stem_of(source): (source,)}, {}
     if source.is_dir() and (scans := _scans(source)):
         return scans, {}
     if not source.is_dir():
@@ -133,7 +134,7 @@ def list_source(source: Path, out: Path) -> tuple[dict[str, Files], dict[str, st
         else:
             images[name] = (path,)
     if not images:
-        accepted = ", ".join((*SUFFIXES, *SCAN_SUFFIXES))
+        accepted = f"{', '.join((*SUFFIXES, *SCAN_SUFFIXES))}, or folders of DICOM series"
         raise InputError(str(source), "there is no image and no scan", accepted)
     return images, skipped
 
@@ -482,7 +483,8 @@ def told(record: Record, out: Path) -> Iterator[str]:
     new = sum(image.new for image in images)
     before = f" ({new} new, {len(images) - new} done before)" if new < len(images) else ""
     values = ", ".join(f"{name} {value}" for name, value in record.mask_values.items())
-    yield f"{len(images)} images predicted{before} in {out}: {MASKS}/ ({values}), {OVERLAYS}/, "
+    what = "scans" if images and len(images[0].size) == 3 else "images"
+    yield f"{len(images)} {what} predicted{before} in {out}: {MASKS}/ ({values}), {OVERLAYS}/, "
     yield f"{PROBABILITIES_FILE} (probabilities), {RECORD_FILE} (what was done)"
     masks = sum(one.reason.startswith(IS_A_MASK) for one in record.skipped)
     if masks:

@@ -198,7 +198,8 @@ def print_plan(
     limited = settings.timeout_seconds is not None and settings.timeout_seconds < study
     seconds = settings.timeout_seconds if limited and settings.timeout_seconds else study
     ends = datetime.now() + timedelta(seconds=seconds)
-    steps = f"{s['step']:.3g} s a step of {told['batch_size']} images on {told['device']}"
+    one, several = ("a case", "crops") if settings.volumes else ("an image", "images")
+    steps = f"{s['step']:.3g} s a step of {told['batch_size']} {several} on {told['device']}"
     rest = f"evaluation {s.get('evaluate_image', 0.0):.2g} s, reading {s['read_image']:.2g} s"
     memory = f"about {megabytes(told['memory_bytes'])}"
     if told["gpu_memory_bytes"]:
@@ -206,7 +207,7 @@ def print_plan(
     pruned = "; pruning makes it shorter" if settings.prune else ""
     each_epoch = " (too many to keep in memory: read in every epoch)"
     rows = [
-        ("Measured", f"{steps}; an image: {rest}{each_epoch * told['reads_every_epoch']}"),
+        ("Measured", f"{steps}; {one}: {rest}{each_epoch * told['reads_every_epoch']}"),
         ("Start of a trial", f"{duration(measured.fixed_seconds())}, with reading the images"),
         ("An epoch", f"{measured.epoch_seconds():.3g} s"),
         ("A trial", f"about {duration(measured.trial_seconds(settings.num_epochs))}{pruned}"),

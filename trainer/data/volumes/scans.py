@@ -248,11 +248,11 @@ def list_scans(path: Path, channels: int | None = None) -> list[Files]:
     if path.is_file():
         return [Files(stem_of(path), (path,))]
     visible = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+    if _holds_dicom(path):  # a label may lie beside the series
+        return [Files(path.name, (path,))]
     files = [one for one in visible if suffix_of(one) and one.is_file()]
     if files:
         return _grouped(files, channels)
-    if _holds_dicom(path):
-        return [Files(path.name, (path,))]
     folders = sorted(one for one in path.rglob("*") if one.is_dir() and _holds_dicom(one))
     found = [Files("_".join(one.relative_to(path).parts), (one,)) for one in folders]
     if not found:
