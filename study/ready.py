@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -96,13 +96,15 @@ def check_space(settings: Settings, dataset: Dataset | VolumeDataset, start: Sta
     trainer takes: every choice and both ends of each range are tried, one at a time."""
     if settings.base is None and settings.space is None:
         return
-    first = first_points(settings)[0]
-    tried = [("--config", first)]
+    first = first_points(settings)[0] if settings.space is None else {}
+    tried: list[tuple[str, dict[str, Any]]] = [("--config", first)]
     for key, one in settings.space.parameters.items() if settings.space else ():
         values = one if isinstance(one, list) else [one.low, one.high]
-        tried += [(f"--space, {key} {value!r}", {**first, key: value}) for value in values]
+        tried += [(f"--space, {key} {value!r}", {key: value}) for value in values]
     for where, point in tried:
         network = network_of(point, settings, start.layers)
+        if settings.space and not point and settings.base is None:
+            continue  # the space itself names what a base would
         content = render(
             point, settings, dataset, layers="layers.json", split=None, load=None, foreign=False
         )

@@ -59,14 +59,16 @@ def _parts(dataset: Dataset, split: Split) -> str:
     return parts + f"{len(split.parts.test)} test ({where})"
 
 
-def _volume_rows(dataset: VolumeDataset, split: Split) -> list[tuple[str, str]]:
+def volume_rows(
+    dataset: VolumeDataset, parts: dict[str, int], chosen: str
+) -> list[tuple[str, str]]:
+    """What is told of prepared volumes; `parts` counts their cases, `chosen` names the part that
+    trials are chosen on."""
     cases = [case for part in dataset.parts.values() for case in part]
     shapes = sorted((case.grid.shape for case in cases), key=prod)
     smallest, largest = ("x".join(map(str, shape)) for shape in (shapes[0], shapes[-1]))
     spacing = dataset.header.preparation.spacing_mm
     told = " x ".join(f"{mm:g}" for mm in spacing) + " mm" if spacing else "each case its own"
-    parts = {part: len(names) for part, names in split.parts.model_dump().items()}
-    chosen = "validation" if split.select_on == "validation" else "test"
     nothing = dataset.score_of_nothing(dataset.parts[chosen])
     test = "" if dataset.test_has_truth else " (not scored)"
     return [
@@ -84,7 +86,8 @@ def _volume_rows(dataset: VolumeDataset, split: Split) -> list[tuple[str, str]]:
 
 def _data_rows(dataset: Dataset | VolumeDataset, split: Split) -> list[tuple[str, str]]:
     if isinstance(dataset, VolumeDataset):
-        return _volume_rows(dataset, split)
+        counts = {part: len(names) for part, names in split.parts.model_dump().items()}
+        return volume_rows(dataset, counts, split.select_on)
     sizes = [size for images in dataset.all_images for size in images.sizes]
     widths, heights = [s[0] for s in sizes], [s[1] for s in sizes]
     empty = sum(int(images.empty.sum()) for images in dataset.images_with_truth)

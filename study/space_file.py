@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import optuna
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from trainer.config import read_json
 from trainer.errors import InputError, nearest
@@ -96,8 +97,12 @@ class Space(BaseModel):
         one = self.parameters[key]
         if isinstance(one, list):
             return value in one
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and one.low <= value <= one.high
+        kinds = int if one.whole else (int, float)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            return False
+        steps = (value - one.low) / (one.step or (1 if one.whole else 1e-12))
+        on_a_step = one.step is None or abs(steps - round(steps)) < 1e-9
+        return one.low <= value <= one.high and on_a_step
 
     def usual(self, key: str) -> Any:
         """What to begin with where the base says nothing: the first choice, or the low end."""
@@ -118,16 +123,33 @@ class Space(BaseModel):
         return grid + "; ".join(parts)
 
 
+def _first(error: ValidationError, content: Any) -> ErrorDetails:
+    """The finding to tell: an unknown key before a missing one, and of a value that is neither
+    choices nor a range, what is wrong with what it looks like."""
+    found = error.errors()
+    unknown = [one for one in found if one["type"] == "extra_forbidden"]
+
+    def meant(one: ErrorDetails) -> bool:
+        loc = one["loc"]
+        if len(loc) < 3 or loc[0] != "parameters":
+            return True
+        value = content["parameters"].get(loc[1])
+        return ("Range" in str(loc[2])) == isinstance(value, dict)
+
+    return next(one for one in [*unknown, *found] if meant(one))
+
+
 def read_space(path: Path) -> Space:
     """The search space in the file at `path`; raises InputError."""
     content = read_json(path, "search space")
     try:
         return Space.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = _first(error, content)
         key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            message = f"unknown key{nearest(key, list(Space.model_fields))}"
+            known = list(Range.model_fields if "parameters" in first["loc"] else Space.model_fields)
+            message = f"unknown key{nearest(str(first['loc'][-1]), known)}"
         accepted = '{"parameters": {"optimizer.learning_rate": [0.001, 0.01]}}'
         raise InputError(f"{path}{', ' + key if key else ''}", message, accepted) from None

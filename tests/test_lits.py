@@ -130,6 +130,15 @@ def test_crops_are_cases_and_volumes_are_split(
     load_config(target / "config.json")
 
 
+def test_a_window_makes_values_from_0_to_1(livers: Path, tmp_path: Path) -> None:
+    target = tmp_path / "data"
+    assert main(["lits", str(livers), str(target), *SMALL, "--window", "-100,400"]) == 0
+    volumes = open_volumes(target / "train.h5")
+    images = [case.image() for case in volumes.cases]
+    assert min(one.min() for one in images) == 0 and 0.6 < max(one.max() for one in images) <= 1
+    assert volumes.header.preparation.clip == (-100, 400)
+
+
 def test_shards_together_are_the_whole(livers: Path, tmp_path: Path) -> None:
     assert main(["lits", str(livers), str(tmp_path / "whole"), *SMALL]) == 0
     sharded = [str(livers), str(tmp_path / "shards"), *SMALL, "--shard-stride", "2"]

@@ -112,6 +112,26 @@ def test_prepared_voxels_lie_where_the_grid_says() -> None:
     np.testing.assert_allclose(made, told[:, 1:-1, 1:-1, 1:-1], atol=1e-3)
 
 
+def test_axes_that_run_askew_to_the_world_are_kept() -> None:
+    """A gantry that is tilted by 20 degrees: spacings change, directions do not."""
+    import torch
+
+    angle = np.radians(20)
+    turn = np.array(
+        [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([-1.0, -1, 2])
+    own = Grid((14, 12, 10), affine)
+    preparation = Preparation(orientation="RAS", spacing_mm=(0.5, 1, 1), labels={"a": (1,)})
+    there = preparation.prepared_grid(own)
+    assert there.shape == (28, 12, 20) and there.spacing_mm == pytest.approx((0.5, 1, 1))
+    label = RNG.integers(0, 2, own.shape)
+    made = preparation.label(label, own)
+    back = resample(torch.from_numpy(made)[None], there, own, linear=False)[0].numpy()
+    np.testing.assert_array_equal(back, label)
+
+
 def test_a_label_goes_there_and_back() -> None:
     import torch
 
@@ -210,6 +230,7 @@ def test_fractions_and_no_numbers_are_values_of_no_class() -> None:
         {"normalization": "constant", "mean": (1,), "std": (0,)},
         {"spacing_mm": (1, 0, 1)},
         {"unknown": 1},
+        {"labels": {f"class {n}": (n,) for n in range(1, 257)}},
     ],
 )
 def test_what_cannot_be_is_refused(keys: dict[str, object]) -> None:

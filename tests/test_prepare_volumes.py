@@ -239,6 +239,7 @@ def test_labels_may_be_written_either_way(decathlon: Path) -> None:
     path = decathlon / "dataset.json"
     content = json.loads(path.read_text())
     content["labels"] = {name: int(value) for value, name in content["labels"].items()}
+    content["test"] = 0
     before = msd(decathlon).labels
     path.write_text(json.dumps(content))
     assert msd(decathlon).labels == before and before["edema"] == (1,)
@@ -400,10 +401,15 @@ def test_missing_channels_and_labels_of_nnunet_are_told(
     assert "phantom_003_0004.nii.gz: has more channels than the 4 of channel_names" in told
 
 
-def test_regions_become_classes_the_larger_ones_first(made: Path) -> None:
+def test_regions_become_classes_the_larger_ones_first(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = made / "nnunet/dataset.json"
     content = json.loads(path.read_text())
     assert content["labels"]["whole tumour"] == [1, 2, 3]
+    assert main(["nnunet", str(made / "nnunet"), str(tmp_path / "data")]) == 0
+    told = "whole tumour is what is in no tumour core or enhancing tumour."
+    assert told in capsys.readouterr().out
     labels = nnunet(made / "nnunet").labels
     assert [*labels] == ["whole tumour", "tumour core", "enhancing tumour"]
     assert classes_for(labels).classes_of(np.array([0, 1, 2, 3])).tolist() == [0, 1, 2, 3]
@@ -582,7 +588,8 @@ def test_labels_are_named_by_groups() -> None:
     assert read_labels(["whole=edema, core,3", "rim"], known) == {"whole": (1, 2, 3), "rim": (3,)}
     assert read_labels(["core"], known) == {"background": (0, 1, 3), "core": (2,)}
     assert read_labels(["a=5"], {}) == {"a": (5,)}
-    for wrong in (["core", "core"], ["=1"], ["a=b"], ["background=1"], ["a=-1"]):
+    assert read_labels(["a=5", "background=2,7"], {}) == {"background": (0, 2, 7), "a": (5,)}
+    for wrong in (["core", "core"], ["=1"], ["a=b"], ["background"], ["background=1"], ["a=-1"]):
         with pytest.raises(InputError, match="--labels"):
             read_labels(wrong, known)
 

@@ -34,6 +34,8 @@ SUBSTITUTIONS = {
     "make demo ": f"make demo DEMO_STUDY='{DEMO}' ",
     "make test ": "make --dry-run test ",  # this is one of its tests
     "--num-trials 20 --study-name first": f"--num-trials 2 {TINY} --study-name first",
+    "--data volumes --num-trials 20": "--data volumes --num-trials 1 --num-epochs 1",
+    "phantoms msd scans": "phantoms msd scans --cases 8 --size 24",
     "--num-trials 20": f"--num-trials 1 {TINY}",
     "optuna-dashboard sqlite": (
         "timeout 8 optuna-dashboard --port 18097 sqlite:///rml_study.db > dashboard.txt 2>&1 "
@@ -69,6 +71,10 @@ LEAVES = {
     "use first": ["best_model/best_model_file.pt", "best_model/best_model.json"],
     "--config=configs/busi_small.json": ["out_busi_small_test.txt", "model_busi_small"],
     "rml-optimization check --data data": ["demo/check.png"],
+    "msd scans volumes": ["volumes/train.h5", "volumes/config.json", "volumes/fingerprint.json"],
+    "--study-name volumes": ["runs/volumes/split.json", "best_model/best_model_file.pt"],
+    "--out labels": ["labels/predict.json", "labels/masks", "labels/predictions.h5"],
+    "--case 0 --gif": ["volumes/validation_case_0.gif"],
     "make carry": ["carry/wheels", f"carry/{IMAGE}.tar", "carry/weights"],
 }
 GONE = {

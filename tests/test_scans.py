@@ -126,6 +126,8 @@ def test_broken_files_are_told(tmp_path: Path) -> None:
         "cut.nrrd": b"NRRD0004\ntype: float\ndimension: 3\nsizes: 9 9 9\nencoding: raw\n\n12",
         "text.mha": b"nothing",
         "text.npy": b"nothing",
+        "header.npy": b"\x93NUMPY\x01\x00\x0e\x00{'descr': '<f8'",
+        "negative.nii": whole[:42] + (-20 & 0xFFFF).to_bytes(2, "little") + whole[44:],
     }
     for name, content in faults.items():
         (tmp_path / name).write_bytes(content)
@@ -282,7 +284,7 @@ def test_faults_of_a_series_are_told(series: tuple[Path, np.ndarray, Grid]) -> N
         files[3].write_bytes(kept)
 
     files[3].unlink()
-    told(r"1 slices are missing: from -45 to -40 mm, else 2.5 mm apart")
+    told(r"a slice is missing: from -45 to -40 mm, else 2.5 mm apart")
     change(files[3], ImagePositionPatient=[-30, -40, -42.0])
     told("slices are uneven")
     change(files[3], ImagePositionPatient=[-30, -40, -45.0])
@@ -295,6 +297,10 @@ def test_faults_of_a_series_are_told(series: tuple[Path, np.ndarray, Grid]) -> N
     told(r"segmentation object \(SEG\), which is not supported")
     change(files[3], PixelSpacing=[1, 1])
     told("slice_003.dcm: has another pixel spacing than slice_000.dcm")
+    files[3].write_bytes(kept.replace(b"\\-42.5 ", b"\\-4x.5 "))
+    told("slice_003.dcm: cannot be read")
+    change(files[3], ImageOrientationPatient=[1, 0, 0, 1, 0, 0])
+    told("slice_003.dcm: does not say where its pixels lie")
     files[3].write_bytes(kept[:-40])
     told("slice_003.dcm: its pixels cannot be read")
     for path in files[1:]:

@@ -115,8 +115,17 @@ def test_the_plan_is_a_configuration_of_our_language() -> None:
         config = parse_config(made.config, "config.json")
         assert config.data.patches and config.data.patches.per_case == 5
         described = parse_network(made.layers, "layers.json")
-        assert described.network == network and described.classes == 3
+        assert described.network == network and described.dimensions == 3
         assert made.preparation.orientation == "RAS" and made.preparation.spacing_mm
+
+
+def test_a_cpu_gets_smaller_crops_and_a_faster_network() -> None:
+    base = facts((240, 240, 155), (1, 1, 1))
+    for gpu in (True, False):
+        made = plan(base, 64 * GIB, gpu=gpu)
+        voxels = math.prod(made.config["neural_network"]["data"]["patches"]["size"])
+        assert (voxels > 100**3) == gpu
+        assert (made.layers["network"] == "monai.UNet") != gpu
 
 
 def test_a_reshape_and_a_crop_change_the_sizes_that_are_planned_for() -> None:
@@ -129,15 +138,20 @@ def test_a_reshape_and_a_crop_change_the_sizes_that_are_planned_for() -> None:
     assert max(reshaped.config["neural_network"]["data"]["patches"]["size"]) <= 48
 
 
+@pytest.mark.parametrize("gpu", [True, False])
 @pytest.mark.parametrize(
     ("patch", "spacing"), [((32, 32, 32), (1, 1, 1)), ((64, 64, 12), (1, 1, 5))]
 )
-def test_the_network_takes_the_crops(patch: tuple[int, ...], spacing: tuple[float, ...]) -> None:
+def test_the_network_takes_the_crops(
+    patch: tuple[int, ...], spacing: tuple[float, ...], gpu: bool
+) -> None:
     import torch
 
     from trainer.networks.build import build
 
-    described = parse_network(network_for(pooling(patch, spacing), 2, 3), "layers.json")
+    described = parse_network(
+        {**network_for(pooling(patch, spacing), gpu), "in_channels": 2, "classes": 3}, "layers.json"
+    )
     network = build(described).eval()
     with torch.no_grad():
         assert network(torch.zeros(1, 2, *patch)).shape == (1, 3, *patch)

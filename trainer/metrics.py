@@ -178,14 +178,24 @@ class VolumeScore:
         for key in ("hd95_mm", "surface_dice"):
             for one, value in zip(classes, getattr(self, key), strict=False):
                 one[key] = value
-        return {"name": self.name, "dice": self.dice, "iou": self.iou, "classes": classes}
+        content = {"name": self.name, "dice": self.dice, "iou": self.iou, "classes": classes}
+        background = {"background": asdict(self.counts[0])} if len(self.counts) > 1 else {}
+        return {**content, **background}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> VolumeScore:
-        """Back from result.json."""
+        """Back from result.json, without distances."""
         keys = ("tp", "fp", "fn", "tn")
-        counts = tuple(Counts(**{key: one[key] for key in keys}) for one in content["classes"])
-        return cls(content["name"], counts)
+        every = [content["background"]] if "background" in content else []
+        every += content["classes"]
+        return cls(
+            content["name"], tuple(Counts(**{key: one[key] for key in keys}) for one in every)
+        )
+
+    @property
+    def as_image(self) -> ImageScore:
+        """The same counts, as those of an image at its own size."""
+        return ImageScore(self.name, self.counts, self.counts)
 
 
 def volume_summary(scores: Sequence[VolumeScore], names: Sequence[str]) -> dict[str, Any]:

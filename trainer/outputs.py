@@ -169,13 +169,15 @@ def print_data(config: Config, usage: Usage, parts: Parts, console: Console) -> 
     for name, items in parts.sizes().items():
         training = items is parts.training
         size = data.batch_size if training else data.test_batch_size
+        crops = data.patches.per_case if training and data.patches else 1
+        samples = len(items) * crops
         told: dict[str, object] = {
             "Type": " -> ".join(dict.fromkeys(data.kinds)),
-            "Num samples (total)": len(items),
-            "Num samples (per process)": len(items),
+            "Num samples (total)": samples,
+            "Num samples (per process)": samples,
             "Batch size (requested)": size,
             "Batch size (per process)": size,
-            "Num batches (per process)": math.ceil(len(items) / size),
+            "Num batches (per process)": math.ceil(samples / size),
         }
         console.items(f"{name.capitalize()} dataset", told)
     transforms = {

@@ -29,8 +29,9 @@ from study.dataset import (
     scan,
     twins,
 )
-from study.report import print_grid
+from study.report import print_grid, volume_rows
 from study.split import group_keys
+from study.volumes import PARTS, holds_volumes, read_volumes
 from trainer.data.folders import Pair
 from trainer.data.images import open_image, read_image
 from trainer.data.labels import MaskClass
@@ -94,6 +95,8 @@ def run_check(
 ) -> int:
     """Prints what was found and draws twelve overlays; 2 where a study would refuse the data."""
     check_picture(picture)
+    if holds_volumes(folder):
+        return _check_volumes(folder, picture, console)
     with console.status("reading the data …") as status:
         found = scan(folder, classes, lambda done, total: status.update(f"reading: {done}/{total}"))
     masks = meaning_of(found, classes)
@@ -110,6 +113,21 @@ def run_check(
         told = "a study can run on this data"
     console.print(told, markup=False)
     return InputError.exit_code if stops else 0
+
+
+def _check_volumes(folder: Path, picture: Path, console: Console) -> int:
+    """The same for prepared volumes, whose preparation has looked at every case already."""
+    from trainer.review_volumes import draw_volumes, open_volume_review
+
+    dataset = read_volumes(folder, "validation")
+    sizes = {part: len(cases) for part, cases in dataset.parts.items()}
+    rows = [("Data", str(folder)), ("Preparation", dataset.header.kind)]
+    print_grid([*rows, *volume_rows(dataset, sizes, "validation")], console)
+    with open_volume_review(folder / PARTS["training"]) as source:
+        told = draw_volumes(source, None, OVERLAYS, picture, folder.name)
+    console.print(f"{picture}: {told} of the training part", markup=False, soft_wrap=True)
+    console.print("a study can run on this data", markup=False)
+    return 0
 
 
 # ---- what is amiss ----

@@ -23,7 +23,7 @@ from study.statistics import RESAMPLES, Paired, paired
 from study.view import number
 from trainer.errors import InputError
 from trainer.events import RESULT_FILE
-from trainer.metrics import Counts, ImageScore, accuracy
+from trainer.metrics import Counts, ImageScore, VolumeScore, accuracy
 from trainer.picture import is_ours, save_picture
 
 NOT_SETTINGS = ("launcher", "docker-image", "gpu", "threads", "timeout", "keep-checkpoints")
@@ -160,7 +160,10 @@ def _test_scores(past: Past) -> list[ImageScore]:
         never = _never_scored(past)
         fix = "" if never else f"let it end: --study-name '{past.name}' --resume"
         raise InputError(f"study '{past.name}'", found + never, accepted, fix)
-    return [ImageScore.from_dict(image) for image in images]
+    return [
+        ImageScore.from_dict(image) if "empty" in image else VolumeScore.from_dict(image).as_image
+        for image in images
+    ]
 
 
 def _never_scored(past: Past) -> str:

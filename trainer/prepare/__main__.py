@@ -79,7 +79,11 @@ def _busi(source: Path, target: Path, test_share: float, seed: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 for a mistake of input."""
-    given = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "--window" in words[:-1]:  # argparse takes -100,400 for an option
+        at = words.index("--window")
+        words[at : at + 2] = [f"--window={words[at + 1]}"]
+    given = _parser().parse_args(words)
     try:
         if given.command == "demo":
             _demo(given.target, given.images, given.test_images, given.seed)

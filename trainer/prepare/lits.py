@@ -31,7 +31,7 @@ from trainer.prepare.new_folder import check_empty, new_folder
 from trainer.prepare.split_shares import PARTS, read_shares, split_by_patient
 from trainer.prepare.volume_plan import plan
 from trainer.prepare.volume_sources import Source, Sources
-from trainer.prepare.volumes import check_cases, memory_bytes, notes_of, placed, told_all
+from trainer.prepare.volumes import check_cases, has_gpu, memory_bytes, notes_of, placed, told_all
 
 LABELS: dict[str, tuple[int, ...]] = {"liver": (1,), "lesion": (2,)}
 LIVER = 1
@@ -249,7 +249,7 @@ def prepare(
         fixed = preparation.model_dump(exclude={"shape", "spacing_mm"}, exclude_defaults=True)
         fixed = {"normalization": "none", "clip": None, "mean": (), "std": (), **fixed}
         memory = memory_bytes(choices.memory_gib)
-        made = plan(facts, memory, None, (choices.size,) * 3, **fixed)
+        made = plan(facts, memory, None, (choices.size,) * 3, has_gpu(), **fixed)
         made.config["neural_network"]["data"]["patches"]["per_case"] = 1
         write_json(folder / "fingerprint.json", facts)
         write_json(folder / "layers.json", made.layers)

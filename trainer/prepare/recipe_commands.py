@@ -133,8 +133,7 @@ def _add_lits(commands: Any) -> None:
         "--window",
         metavar="LOW,HIGH",
         default="",
-        help="Hounsfield units that become 0 and 1, like -100,400 (write --window=-100,400); "
-        "the published data keep theirs",
+        help="Hounsfield units that become 0 and 1, like -100,400; the published data keep theirs",
     )
     add("--split", metavar="T,V,T", default="0.764,0.236,0", help="shares of volumes: 100 and 31")
     add("--seed", type=int, default=0, help="of the split and of the crops")

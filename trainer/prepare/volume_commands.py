@@ -95,7 +95,8 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="a class, like 'whole tumour=1,2,3', or a name of the data set; again for each, or "
-        "with ; between them; values in none are background; left out: all",
+        "with ; between them; other values that the data set names are background, and those of "
+        "'background=4,5'; left out: all",
     )
     add("--split", metavar="T,V,T", default="0.7,0.15,0.15", help="shares of patients")
     add("--seed", type=int, default=0, help="the same seed draws the same split")

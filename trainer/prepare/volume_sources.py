@@ -156,7 +156,8 @@ def msd(folder: Path, patient: str = "") -> Sources:
     if len(values) != len(labels) - ("0" in labels):
         raise InputError(f"{path}, labels", "names two values alike", "a name for each value")
     unlabelled = []
-    for entry in content.get("test") or []:
+    listed = content.get("test")
+    for entry in listed if isinstance(listed, list) else []:
         image = folder / str(entry.get("image") if isinstance(entry, dict) else entry)
         unlabelled.append(Source(stem_of(image), (image,), None, stem_of(image)))
     once, faults = _without_twice(cases, "dataset.json")

@@ -89,7 +89,8 @@ def read_labels(
 ) -> dict[str, tuple[int, ...]]:
     """Classes by name from `whole tumour=1,2,3`, or from a name that the data set has.
 
-    A value is a number or a name of the data set. Known values that are in no group are background.
+    A value is a number or a name of the data set. Known values that are in no group are background,
+    and so are those of a group `background`.
     Without groups: all that the data set names.
     """
     if not groups:
@@ -106,13 +107,16 @@ def read_labels(
             else:
                 accepted = f"NAME=VALUES, or one of {', '.join(known)}" if known else "NAME=VALUES"
                 raise InputError(option, f"'{part.strip()}' is no label", accepted)
-        if not name or name in found or name == BACKGROUND:
+        if not name or name in found or (name == BACKGROUND and not given):
             raise InputError(option, f"has '{group}'", "a name of its own for each class")
         found[name] = tuple(dict.fromkeys(values))
     taken = {value for values in found.values() for value in values}
     rest = {value for values in known.values() for value in values} - taken
-    if rest:
-        found = {BACKGROUND: (0, *sorted(rest)), **found}
+    if rest or BACKGROUND in found:
+        rest |= {0, *found.pop(BACKGROUND, ())}
+        found = {BACKGROUND: tuple(sorted(rest)), **found}
+    if not set(found) - {BACKGROUND}:
+        raise InputError(option, "names no class but the background", "NAME=VALUES")
     return found
 
 
@@ -156,6 +160,13 @@ def in_turn(work: Callable[[A], B], items: Sequence[A], jobs: int) -> Iterator[B
                 yield waiting.pop(0).result()
         while waiting:
             yield waiting.pop(0).result()
+
+
+def has_gpu() -> bool:
+    """Whether a training here would have one."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def memory_bytes(given_gib: float) -> float:
@@ -315,6 +326,11 @@ def prepare(
     count = len(seen[0].sampled)
     names = sources.channels or [f"channel {n}" for n in range(count)]
     known_spacing = not any(path.suffix == ".npy" for one in seen for path in one.source.images)
+    for name, values in labels.items():
+        parts = [one for one, own in labels.items() if set(own) < set(values)]
+        if parts and name != BACKGROUND:
+            told = f"Classes exclude each other: {name} is what is in no {' or '.join(parts)}."
+            notes.append(told)
     facts = fingerprint(
         sources.kind, sources.name, names, classes.classes, seen, orientation, known_spacing
     )
@@ -323,6 +339,7 @@ def prepare(
         memory_bytes(choices.memory_gib),
         None if spacing == "none" else spacing,
         shape,
+        has_gpu(),
         orientation=orientation,
         labels=labels,
         **crop,

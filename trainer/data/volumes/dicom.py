@@ -16,6 +16,10 @@ OBJECTS = {"RTSTRUCT": "contours (RTSTRUCT)", "SEG": "a segmentation object (SEG
 UNEVEN = 0.05
 """Distances between slices may differ by this share; positions are written with few digits."""
 
+NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
+MOST_ASKEW = 0.9
+"""Least length of the cross product of rows and columns, which stand at a right angle."""
+
 ACCEPTED = "a folder with the slices of one DICOM series"
 
 
@@ -48,6 +52,23 @@ def import_pydicom() -> Any:
     return pydicom
 
 
+class Slice(NamedTuple):
+    """What a file says of itself; `place`, `orientation` and `spacing` as DICOM has them."""
+
+    path: Path
+    dataset: Any
+    modality: str
+    series: str
+    frames: int
+    samples: int
+    size: tuple[int, int]
+    place: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, ...]
+    slope: float
+    intercept: float
+
+
 def read_series(folder: Path) -> Series:
     """The slices of the one series in `folder`, in the order of their places.
 
@@ -56,17 +77,16 @@ def read_series(folder: Path) -> Series:
     """
     slices = _slices(folder)
     first = slices[0]
-    orientation = np.asarray(first.ImageOrientationPatient, float)
-    across, down = orientation[:3], orientation[3:]
+    across, down = np.asarray(first.orientation[:3]), np.asarray(first.orientation[3:])
     normal = np.cross(across, down)
-    slices.sort(key=lambda one: float(normal @ np.asarray(one.ImagePositionPatient, float)))
-    places = np.asarray([one.ImagePositionPatient for one in slices], float)
+    slices.sort(key=lambda one: float(normal @ np.asarray(one.place)))
+    places = np.asarray([one.place for one in slices])
     _check_places(folder, places @ normal)
-    rows, columns = int(first.Rows), int(first.Columns)
+    rows, columns = first.size
     array = np.empty((columns, rows, len(slices)), np.float32)
     for number, one in enumerate(slices):
-        array[:, :, number] = _pixels(folder, one).T
-    between_rows, between_columns = (float(mm) for mm in first.PixelSpacing)
+        array[:, :, number] = _pixels(one).T
+    between_rows, between_columns = first.spacing
     affine = np.eye(4)
     affine[:3, 0] = across * between_columns
     affine[:3, 1] = down * between_rows
@@ -75,49 +95,76 @@ def read_series(folder: Path) -> Series:
     return Series(array, affine)
 
 
-def _slices(folder: Path) -> list[Any]:
+def _slices(folder: Path) -> list[Slice]:
+    """The slices of a folder, which are of one series and one kind."""
     pydicom = import_pydicom()
     found = []
     for path in sorted(one for one in folder.iterdir() if one.is_file() and is_dicom(one)):
         try:
-            one = pydicom.dcmread(path)
+            dataset = pydicom.dcmread(path)
+            modality = str(dataset.get("Modality", ""))
         except Exception as error:  # pydicom raises many kinds for broken files
             raise InputError(str(path), f"cannot be read ({error})", "a whole file") from None
-        if modality := OBJECTS.get(str(one.get("Modality", ""))):
-            found_object = f"holds {modality}, which is not supported"
+        if what := OBJECTS.get(modality):
             fix = "convert it to NIfTI on the voxels of its scan, or put it elsewhere"
-            raise InputError(str(path), found_object, "slices of a scan", fix)
-        found.append(one)
+            told = f"holds {what}, which is not supported"
+            raise InputError(str(path), told, "slices of a scan", fix)
+        if missing := [name for name in NEEDED if name not in dataset]:
+            raise InputError(str(path), f"has no {missing[0]}", ACCEPTED)
+        found.append(_slice(path, dataset, modality))
     if len(found) < 2:
         raise InputError(str(folder), f"has {len(found)} DICOM slices", ACCEPTED)
-    series = Counter(str(one.get("SeriesInstanceUID", "")) for one in found)
+    series = Counter(one.series for one in found)
     if len(series) > 1:
         told = ", ".join(f"{uid} ({count} files)" for uid, count in series.items())
         raise InputError(str(folder), f"mixes {len(series)} series: {told}", ACCEPTED)
     for one in found:
-        _check_slice(folder, one, found[0])
+        _check_slice(one, found[0])
     return found
 
 
-def _check_slice(folder: Path, one: Any, first: Any) -> None:
-    where = f"{folder}, {Path(one.filename).name}"
-    needed = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
-    if missing := [name for name in needed if name not in one]:
-        raise InputError(where, f"has no {missing[0]}", ACCEPTED)
-    if int(one.get("NumberOfFrames", 1) or 1) > 1:
-        raise InputError(where, "has several frames, which is not supported", "a file a slice")
-    if int(one.get("SamplesPerPixel", 1)) > 1:
-        raise InputError(where, "is in colours", "one number a pixel")
+def _slice(path: Path, dataset: Any, modality: str) -> Slice:
+    try:
+        one = Slice(
+            path,
+            dataset,
+            modality,
+            str(dataset.get("SeriesInstanceUID", "")),
+            int(dataset.get("NumberOfFrames", 1) or 1),
+            int(dataset.get("SamplesPerPixel", 1)),
+            (int(dataset.Rows), int(dataset.Columns)),
+            tuple(float(mm) for mm in dataset.ImagePositionPatient),
+            tuple(float(part) for part in dataset.ImageOrientationPatient),
+            tuple(float(mm) for mm in dataset.PixelSpacing),
+            float(dataset.get("RescaleSlope", 1) or 1),
+            float(dataset.get("RescaleIntercept", 0) or 0),
+        )
+    except Exception as error:  # values are read late; TypeError, ValueError and pydicom's own
+        raise InputError(str(path), f"cannot be read ({error})", "a whole file") from None
+    numbers = (*one.place, *one.orientation, *one.spacing, one.slope, one.intercept)
+    whole = [len(one.place), len(one.orientation), len(one.spacing)] == [3, 6, 2]
+    normal = np.cross(one.orientation[:3], one.orientation[3:]) if whole else np.zeros(3)
+    if not np.isfinite(numbers).all() or not np.linalg.norm(normal) > MOST_ASKEW:
+        raise InputError(str(path), "does not say where its pixels lie", ACCEPTED)
+    if min(one.spacing) <= 0 or min(one.size) < 1:
+        raise InputError(str(path), "has no pixels, or no spacing", ACCEPTED)
+    return one
+
+
+def _check_slice(one: Slice, first: Slice) -> None:
+    if one.frames > 1:
+        found = "has several frames, which is not supported"
+        raise InputError(str(one.path), found, "a file a slice")
+    if one.samples > 1:
+        raise InputError(str(one.path), "is in colours", "one number a pixel")
     same = {
-        "size": [one.Rows, one.Columns] == [first.Rows, first.Columns],
-        "pixel spacing": np.allclose(one.PixelSpacing, first.PixelSpacing, rtol=1e-3),
-        "orientation": np.allclose(
-            one.ImageOrientationPatient, first.ImageOrientationPatient, atol=1e-3
-        ),
+        "size": one.size == first.size,
+        "pixel spacing": np.allclose(one.spacing, first.spacing, rtol=1e-3),
+        "orientation": np.allclose(one.orientation, first.orientation, atol=1e-3),
     }
     if other := next((name for name, equal in same.items() if not equal), None):
-        found = f"has another {other} than {Path(first.filename).name}"
-        raise InputError(where, found, "slices of one kind")
+        found = f"has another {other} than {first.path.name}"
+        raise InputError(str(one.path), found, "slices of one kind")
 
 
 def _check_places(folder: Path, depths: NDArray[np.float64]) -> None:
@@ -130,19 +177,21 @@ def _check_places(folder: Path, depths: NDArray[np.float64]) -> None:
         if abs(step - usual) > UNEVEN * usual:
             lost = round(step / usual) - 1
             even = lost >= 1 and abs(step - (lost + 1) * usual) <= UNEVEN * usual
-            what = f"{lost} slices are missing" if even else "slices are uneven"
+            what = "slices are uneven"
+            if even:
+                what = "a slice is missing" if lost == 1 else f"{lost} slices are missing"
             found = f"{what}: from {at:g} to {at + step:g} mm, else {usual:g} mm apart"
             raise InputError(str(folder), found, "slices at even distances")
 
 
-def _pixels(folder: Path, one: Any) -> NDArray[np.float32]:
+def _pixels(one: Slice) -> NDArray[np.float32]:
+    """(rows, columns) in rescaled units."""
     try:
-        pixels = one.pixel_array
+        pixels = np.asarray(one.dataset.pixel_array, np.float32)
     except Exception as error:  # of pydicom and of what decompresses for it
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        where = f"{folder}, {Path(one.filename).name}"
+        where = str(one.path)
         raise InputError(where, f"its pixels cannot be read ({told})", "a whole file") from None
-    slope = float(one.get("RescaleSlope", 1) or 1)
-    return np.asarray(pixels, np.float32) * np.float32(slope) + np.float32(
-        one.get("RescaleIntercept", 0) or 0
-    )
+    if pixels.shape != one.size:
+        raise InputError(str(one.path), f"has pixels of the shape {pixels.shape}", f"{one.size}")
+    return pixels * np.float32(one.slope) + np.float32(one.intercept)

@@ -23,6 +23,9 @@ from trainer.errors import InputError
 
 BACKGROUND = "background"
 SHOWN_VALUES = 8
+MOST_CLASSES = 256
+"""With the background; class numbers are uint8."""
+
 MANY_VALUES = 65_536
 ROUNDING = 1e-4
 """Voxels. A size that is so near to the next whole number is that number: spacings in files are
@@ -89,6 +92,8 @@ class Preparation(BaseModel):
 
     def _check_labels(self) -> None:
         groups = [(BACKGROUND, self.background), *self._groups()]
+        if len(groups) > MOST_CLASSES:
+            raise ValueError(f"{len(groups)} classes; accepted: at most {MOST_CLASSES}")
         for number, (name, values) in enumerate(groups):
             if not values:
                 raise ValueError(f"the class '{name}' has no values")
