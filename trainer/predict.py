@@ -39,7 +39,7 @@ from trainer.data.labels import written
 from trainer.data.masks import Masks
 from trainer.data.volumes.planes import grey, middle, three_planes
 from trainer.data.volumes.scans import SUFFIXES as SCAN_SUFFIXES
-from trainer.data.volumes.scans import list_scans, read_scan, stem_of, write_label
+from trainer.data.volumes.scans import list_scans, read_scan, stem_of, suffix_of, write_label
 from trainer.errors import InputError, printable
 from trainer.events import METRICS_FILE, RUN_FILES, EventLog
 from trainer.files import open_plain, read_text, write_json
