@@ -45,8 +45,8 @@ def measure(config: Config, this: Run) -> dict[str, Any]:
     {"samples": of an epoch, "seconds": {build, read_image, step, batch_norm_image, evaluate_image,
     first_evaluate_image, checkpoint}, "images": {training, evaluation, batch_norm}, "batch_size",
     "measured_seconds", "reads_every_epoch", "memory_bytes", "gpu_memory_bytes", "device"}. A step
-    is one batch. Nothing is written but a checkpoint where there is a folder for it. Raises InputError where nothing is
-    trained.
+    is one batch. Nothing is written but a checkpoint where there is a folder for it. Raises
+    InputError where nothing is trained.
     """
     if not config.trains:
         raise InputError("--measure", "this configuration trains nothing", "one with input_path")
