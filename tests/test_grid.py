@@ -92,3 +92,9 @@ def test_the_same_grid_is_told_from_another() -> None:
     assert grid().same_as(near)
     assert not grid().same_as(grid().cropped((0, 0, 1), grid().shape))
     assert not grid().same_as(grid((6, 8, 9)))
+
+
+@pytest.mark.parametrize("letters", ["ARS", "RSA", "SAR", "LAS", "LPI", "ASR"])
+def test_a_cube_with_its_axes_in_another_order_is_another_grid(letters: str) -> None:
+    cube = Grid((8, 8, 8), np.eye(4))
+    assert not cube.same_as(cube.turned(letters))

@@ -614,3 +614,46 @@ def test_the_decathlon_lists_cases_in_its_order(made: Path) -> None:
     found = msd(made / "msd", r"\d+$")
     assert [case.name for case in found.cases] == [f"PHANTOM_{n:03d}" for n in range(COUNT)]
     assert found.cases[3].patient == "003" and found.labels["edema"] == (1,)
+
+
+def test_a_pattern_that_finds_no_patient_is_told(decathlon: Path, failed: Failed) -> None:
+    assert "finds a patient in no name" in failed("msd", decathlon, "--patient", "^xyz")
+
+
+def test_names_that_look_like_one_patient_in_two_parts_are_told(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Path(shutil.copytree(made / "pairs", tmp_path / "source"))
+    for folder in ("images", "labels"):
+        for number, path in enumerate(sorted((source / folder).iterdir())):
+            path.rename(path.with_name(f"p{number // 2}_v{number % 2}{path.suffix}"))
+    assert main(["pairs", str(source), str(tmp_path / "data")]) == 0
+    assert "look like one patient in two parts: p" in capsys.readouterr().out
+    again = ["pairs", str(source), str(tmp_path / "again"), "--patient", "^[^_]+"]
+    assert main(again) == 0
+    assert "look like" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--spacing", "0.001,0.001,0.001"), "GiB"),
+        (("--reshape", "9000,9000,9000"), "GiB"),
+    ],
+)
+def test_what_cannot_be_prepared_is_told_before_it_begins(
+    decathlon: Path, failed: Failed, options: tuple[str, str], told: str
+) -> None:
+    assert told in failed("msd", decathlon, *options)
+
+
+def test_a_scan_of_one_value_is_a_fault(decathlon: Path, failed: Failed) -> None:
+    path = sorted((decathlon / "imagesTr").iterdir())[0]
+    change(path, lambda array: array * 0)
+    assert "all its voxels are 0" in failed("msd", decathlon)
+
+
+def test_labels_without_any_foreground_are_refused(decathlon: Path, failed: Failed) -> None:
+    for path in (decathlon / "labelsTr").iterdir():
+        change(path, lambda array: array * 0)
+    assert "no case has a voxel of any class" in failed("msd", decathlon)

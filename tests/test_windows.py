@@ -35,6 +35,16 @@ def test_the_published_plan(side: int, cut: int, filled: int, windows: int) -> N
     assert len(line.starts) == windows
 
 
+def test_published_windows_of_any_size_and_overlap_leave_no_voxel_out() -> None:
+    for size in (5, 16, 48):
+        for overlap in (0.0, 0.25, 0.3, 0.5, 0.75, 0.9):
+            window = MLPERF.model_copy(update={"overlap": overlap})
+            for side in range(size, 4 * size):
+                line = plan(side, size, window)
+                seen = {n for start in line.starts for n in range(start, start + size)}
+                assert seen == set(range(line.kept + line.before + line.after))
+
+
 def test_the_published_weights() -> None:
     found = weights((128, 128, 128), "gaussian_cube_root")
     assert found[0, 0, 0] == pytest.approx(3.8013e-4, rel=1e-4)

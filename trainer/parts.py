@@ -106,6 +106,16 @@ def _volumes(path: str) -> list[Case]:
     return cases
 
 
+def _apart(training: Sequence[Item], evaluation: Sequence[Item]) -> None:
+    """Raises InputError where a volume is trained on and evaluated, too."""
+    trained = {case.name for case in training if isinstance(case, Case)}
+    for case in evaluation:
+        if isinstance(case, Case) and case.name in trained:
+            found = f"{case.name} is trained on and evaluated"
+            fix = "name files, like train.h5 and validation.h5, not their folder"
+            raise InputError("data.input_path", found, "each case in one part", fix)
+
+
 def _one_header(parts: dict[str, Sequence[Item]]) -> Header | None:
     """Of the volumes of all parts, which have to be prepared alike."""
     first: Case | None = None
@@ -205,6 +215,8 @@ def open_parts(config: Config, class_names: Sequence[str] = ()) -> Parts:
             training = _chosen(training, split.parts.training, data.split)
             evaluated_on = "validation"
     header = _one_header({"training": training, "evaluation": evaluation})
+    if header:
+        _apart(training, evaluation)
     if header and Path(str(data.test_input_path)).stem.startswith("validation"):
         evaluated_on = "validation"  # as prepared volumes are named
     if header and config.trains and not all(c.has_label for c in training if isinstance(c, Case)):

@@ -162,6 +162,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     network = placed(network, device)
     if usage.size:
         network.check(usage.size)
+    check_crops(network, usage, config)
     if this.checkpoints and code:
         put_beside(this.checkpoints, code)
     started_from = last["origin"]["weights"] if last else _started_from(config, weights, filled)
@@ -287,7 +288,12 @@ def run(config: Config, this: Run) -> dict[str, Any]:
                 console.line(f"Learning rate: {changed:.6g}")
             console.rule()
             if status := _ended(config, event[parts.metric]):
-                console.line(f"The training ends: {parts.metric} is {event[parts.metric]:.4f}")
+                value = f"{parts.metric} is {event[parts.metric]:.4f}"
+                words = {
+                    "success": f"stop_at {config.evaluation.stop_at} is reached",
+                    "aborted": f"below diverged_below {config.evaluation.diverged_below}: aborted",
+                }
+                console.line(f"The training ends: {value}, {words[status]}")
                 break
             this.stop.check()
     except Stopped:
@@ -318,6 +324,20 @@ def _benchmarked(clock: BatchClock, console: Console) -> dict[str, Any]:
     console.line(f"Throughput: {told['throughput']:.3f} samples/s")
     console.line(f"Latency of a batch in ms: {latency} ({told['batches']} batches)")
     return told
+
+
+def check_crops(network: SegmentationNetwork, usage: Usage, config: Config) -> None:
+    """Raises InputError where the network cannot take the crops or windows of volumes."""
+    sizes = {
+        "data.patches, size": config.data.patches.size if config.data.patches else None,
+        "evaluation.window, size": usage.window.size if usage.window else None,
+    }
+    for where, size in sizes.items():
+        try:
+            if size:
+                network.check(size)
+        except InputError as error:
+            raise InputError(where, error.found, error.accepted, error.fix) from None
 
 
 def _ended(config: Config, value: float | None) -> Literal["success", "aborted"] | None:

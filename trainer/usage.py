@@ -17,7 +17,7 @@ from trainer.data.samples import AnySamples, Item, open_samples
 from trainer.data.slice_set import Slice
 from trainer.data.transforms import BatchTransform, size_of
 from trainer.data.volumes.augment import VolumeTransform
-from trainer.data.volumes.volume_file import Header
+from trainer.data.volumes.volume_file import Case, Header
 from trainer.errors import InputError
 from trainer.losses import LossFunction, build_loss
 from trainer.model import Use, use_of
@@ -249,6 +249,7 @@ def _of_volumes(
         if size is None:
             raise InputError("evaluation.window", "has no size", "[depth, height, width]")
         window = window.model_copy(update={"size": size})
+    _check_window(window.size or [], parts)
     for where, own in (
         ("data.patches, size", config.data.patches.size if config.data.patches else None),
         ("evaluation.window, size", window.size),
@@ -260,6 +261,18 @@ def _of_volumes(
     aim = Aim(task, reading, tuple(header.classes))
     data = config.data
     return Usage(network, source, data, None, None, aim, checkpoint, volumes=header, window=window)
+
+
+def _check_window(size: Sequence[int], parts: Parts) -> None:
+    """Raises InputError where a window is far larger than any case: it would be mostly filling."""
+    shapes = [
+        case.grid.shape for case in (*parts.training, *parts.evaluation) if isinstance(case, Case)
+    ]
+    largest = [max(shape[axis] for shape in shapes) for axis in range(3)]
+    if any(own > 4 * side + 64 for own, side in zip(size, largest, strict=True)):
+        told = "x".join(map(str, size))
+        found = f"{told} voxels, the largest case has {'x'.join(map(str, largest))}"
+        raise InputError("evaluation.window, size", found, "about the size of the crops")
 
 
 def _numbered(count: int, ignored: int | None, data: Data) -> Masks:

@@ -314,10 +314,10 @@ class Data(Section):
                 if self.patches and one.name not in OF_VOLUMES:
                     accepted = ", ".join(OF_VOLUMES)
                     raise ValueError(f"{name}: {one.name} is of images; accepted: {accepted}")
+                if not self.patches and one.name in OF_VOLUMES:
+                    raise ValueError(f"{name}: {one.name} is of volumes, with data.patches")
                 if not self.patches and inputs not in ("images", "mnist"):
                     raise ValueError(f"{name}: {inputs} takes none; they are of images")
-                if not self.patches and one.name in OF_VOLUMES:
-                    raise ValueError(f"{name}: {one.name} is of volumes, with patches")
         if inputs in ("numpy", "hdf5") and self.hdf5_outfile and not self.slicers:
             raise ValueError("hdf5_outfile puts blocks together, but there are no slicers")
         return self

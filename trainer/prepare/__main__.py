@@ -4,6 +4,7 @@ and `… msd SOURCE TARGET` and the other kinds of volumes, which are in volume_
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def _demo(target: Path, images: int, test_images: int, seed: int) -> None:
     print(
         f"{made.without_lesion} of them have no lesion. They are made up: nothing medical follows."
     )
-    print(f"Next: python rml_optimization.py --data {target}")
+    print(f"Next: python rml_optimization.py --data {shlex.quote(str(target))}")
 
 
 def _busi(source: Path, target: Path, test_share: float, seed: int) -> None:
@@ -74,7 +75,7 @@ def _busi(source: Path, target: Path, test_share: float, seed: int) -> None:
         count = sum(map(len, made.together))
         print(f"{count} near-identical images, in {len(made.together)} groups, stay in one part.")
     print(f"What became what: {target / RECORD_FILE}.")
-    print(f"Next: python rml_optimization.py --data {target}")
+    print(f"Next: python rml_optimization.py --data {shlex.quote(str(target))}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

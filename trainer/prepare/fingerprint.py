@@ -84,6 +84,9 @@ def look(source: Source, classes: Preparation, channels: int | None) -> Seen:
         if channels is not None and len(scan.array) != channels:
             found = f"has {len(scan.array)} channels"
             raise InputError(str(source.images[0]), found, f"{channels}, as the data set says")
+        if scan.array.min() == scan.array.max():
+            found = f"all its voxels are {scan.array.flat[0]:g}"
+            raise InputError(str(source.images[0]), found, "a scan")
         numbers = None
         if label is not None:
             numbers = classes.classes_of(label, f"the label {source.label}")

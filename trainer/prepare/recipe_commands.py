@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def tell(made: Prepared, target: Path) -> None:
         print(f"Spacing: {spacing} mm.")
     print(f"Classes: {', '.join(preparation.classes)}.")
     print(f"Planned: crops of {size}, {data['batch_size']} in a batch (config.json, layers.json).")
-    print(f"Next: python rml_optimization.py --data {target}")
+    print(f"Next: python rml_optimization.py --data {shlex.quote(str(target))}")
 
 
 def add_commands(commands: Any) -> None:
@@ -181,7 +182,7 @@ def _lits(given: argparse.Namespace) -> None:
     for note in made.notes:
         print(note)
     if given.shard_stride == 1:
-        print(f"Next: python rml_optimization.py --data {given.target}")
+        print(f"Next: python rml_optimization.py --data {shlex.quote(str(given.target))}")
 
 
 def _add_brats_slices(commands: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,8 @@ def _phantoms(given: argparse.Namespace) -> None:
     make_phantoms(given.kind, given.target, given.cases, given.size, given.seed, show_progress)
     print(f"Wrote {given.cases} volumes to {given.target}: {PHANTOMS[given.kind]}.")
     print("They are made up: nothing medical follows.")
-    print(f"Next: python -m trainer.prepare {NEXT.get(given.kind, given.kind)} {given.target} DATA")
+    quoted = shlex.quote(str(given.target))
+    print(f"Next: python -m trainer.prepare {NEXT.get(given.kind, given.kind)} {quoted} DATA")
 
 
 def _prepare(given: argparse.Namespace) -> None:
@@ -162,7 +164,11 @@ def _prepare(given: argparse.Namespace) -> None:
         given.with_test,
         given.skip_bad,
     )
-    made = prepare(_sources(given), given.target, choices, show_progress)
+    sources = _sources(given)
+    if getattr(given, "patient", "") and all(one.patient == one.name for one in sources.cases):
+        found = f"'{given.patient}' finds a patient in no name, like {sources.cases[0].name}"
+        raise InputError("--patient", found, "a regular expression that names match")
+    made = prepare(sources, given.target, choices, show_progress)
     tell(made, given.target)
 
 

@@ -9,6 +9,7 @@ memory at a time.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,8 @@ from trainer.prepare.volume_sources import Source, Sources
 
 UNLABELLED = "unlabelled.h5"
 GIB = 2**30
+COPIES = 3
+"""Of a prepared scan, in float32, that are in memory at once: moved, normalised, written."""
 A = TypeVar("A")
 B = TypeVar("B")
 Progress = Callable[[str, int, int], None]
@@ -266,10 +269,32 @@ def notes_of(seen: Sequence[Seen], orientation: str, classes: Sequence[str]) -> 
     empty = [one.source.name for one in seen if one.source.label and not sum(one.voxels[1:])]
     if empty:
         told.append(f"Without any foreground: {_listed(empty)}.")
+    if alike := _one_patient(seen):
+        told.append(
+            f"Names look like one patient in two parts: {_listed(alike)}. If they are, say what of "
+            "a name is the patient, like --patient '^[^_]+'."
+        )
     voxels = [sum(one.voxels[number] for one in seen) for number in range(len(classes))]
     if unseen := [name for name, count in zip(classes, voxels, strict=True) if not count]:
         told.append(f"No case has a voxel of: {', '.join(unseen)}.")
     return told
+
+
+def _one_patient(seen: Sequence[Seen]) -> list[str]:
+    """Cases of different parts whose names differ in their last piece alone, where not all do."""
+    groups: dict[str, list[Seen]] = {}
+    for one in seen:
+        groups.setdefault(one.source.name.rpartition("_")[0], []).append(one)
+    if len(groups) == 1:  # numbered cases, like hippocampus_001
+        return []
+    apart = (
+        group
+        for stem, group in groups.items()
+        if stem
+        and len({one.source.part for one in group}) > 1
+        and all(one.source.patient == one.source.name for one in group)
+    )
+    return [one.source.name for group in apart for one in group]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -319,6 +344,9 @@ def prepare(
     faults = [*sources.faults, *faults]
     if faults and (not choices.skip_bad or not seen):
         raise told_all(faults, sources.name)
+    if not any(sum(one.voxels[1:]) for one in seen if one.source.label):
+        found = "no case has a voxel of any class"
+        raise InputError(sources.name, found, "labels with foreground", "check --labels")
     seen = split_parts(seen, choices)
     orientation = seen[0].grid.orientation
     notes = [f"Left out: {fault.where}: {fault.found}" for fault in faults]
@@ -351,8 +379,15 @@ def prepare(
         classes=classes.classes,
         preparation=planned.preparation,
     )
+    memory = memory_bytes(0)
     for one in seen:  # before anything is written
-        planned.preparation.prepared_grid(one.grid)
+        grid = planned.preparation.prepared_grid(one.grid)
+        needed = COPIES * 4 * count * math.prod(grid.shape)
+        if needed > memory:
+            told = " x ".join(map(str, grid.shape))
+            found = f"would have {told} voxels, which take {needed / GIB:.0f} GiB"
+            accepted = f"what fits into {memory / GIB:.0f} GiB"
+            raise InputError(one.source.name, found, accepted, "another --spacing or --reshape")
     written: dict[str, int] = {}
     with new_folder(target) as folder:
         total = len(seen) + (len(sources.unlabelled) if choices.with_test else 0)

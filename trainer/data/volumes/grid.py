@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -99,7 +100,8 @@ class Grid:
         """Whether both have the same voxels, to a hundredth of a voxel."""
         if self.shape != other.shape:
             return False
-        ends = np.array([[0, 0, 0, 1], [*(n - 1 for n in self.shape), 1]], float).T
+        # All corners: the far one alone is the same for axes in another order.
+        ends = np.array([(*at, 1) for at in product(*((0, n - 1) for n in self.shape))], float).T
         apart = np.abs((self.affine @ ends - other.affine @ ends)[:3]).max()
         return bool(apart <= 0.01 * min(self.spacing_mm))
 

@@ -9,6 +9,7 @@ Axes D, H, W are those of the file, the fastest one first (i, j, k, as nibabel g
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -166,6 +167,8 @@ def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
 def _open_nifti(path: Path) -> Any:
     import nibabel
 
+    # What is wrong with a file is told once, by an error of ours or not at all.
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
     try:
         image: Any = nibabel.load(path)
         coloured = image.get_data_dtype().fields
@@ -183,7 +186,8 @@ def _read_nifti(path: Path, dtype: Any) -> tuple[NDArray[Any], Grid]:
         raise _wrong_axes(path, image.shape)
     try:
         # Scaled in floating point by the slope and intercept of the header, whatever is stored.
-        array = image.get_fdata(dtype=dtype) if dtype else np.asanyarray(image.dataobj)
+        with np.errstate(all="ignore"):  # what overflows is found by its infinity
+            array = image.get_fdata(dtype=dtype) if dtype else np.asanyarray(image.dataobj)
     except Exception as error:  # as above; also MemoryError, for sizes that cannot be
         raise _broken(path, error) from None
     array = array.reshape(shape)

@@ -48,9 +48,7 @@ def plan(side: int, size: int, window: Window) -> Line:
     rest = side % step
     cut = rest if rest < step // 2 else 0
     kept = side - cut
-    whole = -(-kept // step) * step
-    while whole < size:
-        whole += step
+    whole = size + max(0, -(-(kept - size) // step)) * step
     fill = whole - kept
     starts = list(range(0, whole - size + 1, step))
     return Line(cut // 2, kept, fill // 2, fill - fill // 2, tuple(starts))
