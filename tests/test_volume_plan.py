@@ -155,3 +155,14 @@ def test_the_network_takes_the_crops(
     network = build(described).eval()
     with torch.no_grad():
         assert network(torch.zeros(1, 2, *patch)).shape == (1, 3, *patch)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "memory"),
+    [((3, 512, 512), (5, 0.7, 0.7), 0.5), ((10, 256, 256), (10, 1.5, 1.5), 0.1)],
+)
+def test_thin_scans_in_little_memory_end_with_a_patch(
+    shape: tuple[int, ...], spacing: tuple[float, ...], memory: float
+) -> None:
+    patch, _ = patch_for(shape, spacing, memory * GIB)
+    assert all(side >= 1 for side in patch)

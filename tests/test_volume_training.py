@@ -181,6 +181,23 @@ def test_scans_are_predicted_on_their_own_voxels(
     assert predict([str(scans), "--model", best, "--out", str(out), "--mirror"]) == 0  # again
 
 
+def test_files_of_several_patients_are_no_channels_of_one(
+    trained: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    image = open_volumes(prepared / "validation.h5").cases[0].image()[0]
+    for name in ("pat_0000", "pat_0001"):
+        nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), scans / f"{name}.nii.gz")
+    (scans / "notes.txt").write_text("hello")
+    best = str(trained / "checkpoints/best.pt")
+    assert predict([str(scans), "--model", best, "--out", str(tmp_path / "out")]) == 0
+    assert "2 scans predicted" in (out := capsys.readouterr().out) and "notes.txt" in out
+    nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), scans / "pat_0000.nii")
+    assert predict([str(scans), "--model", best, "--out", str(tmp_path / "other")]) == 2
+    assert "has the name of pat_0000.nii" in capsys.readouterr().err
+
+
 def test_a_scan_of_other_channels_is_named_and_the_rest_predicted(
     trained: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -345,6 +362,11 @@ def test_evaluations_are_due_as_mlperf_derives_them() -> None:
         ({"evaluation": {"window": {"size": [15, 16, 16]}}}, "multiples of 4"),
         ({"precision": "float16"}, "float16 on cpu"),
         ({"data": {"input_path": "nothing.h5"}}, "there is no such file"),
+        (
+            {"data": {"patches": None, "transforms": [], "input_transforms": []}},
+            "needs data.target",
+        ),
+        ({"evaluation": {"window": {"size": [400, 400, 400]}}}, "the largest case has"),
     ],
 )
 def test_what_does_not_fit_volumes_is_told(

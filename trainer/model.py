@@ -134,7 +134,7 @@ class Model:
         preparation = self.use.volumes.preparation
         groups = [preparation.labels.get(name, ()) for name in self.classes[1:]]
         if all(len(values) == 1 for values in groups):
-            values = [0, *(group[0] for group in groups)]
+            values = [preparation.background[0], *(group[0] for group in groups)]
             return list(zip(self.classes, values, strict=True))
         return [(name, number) for number, name in enumerate(self.classes)]
 

@@ -39,7 +39,7 @@ from trainer.data.labels import written
 from trainer.data.masks import Masks
 from trainer.data.volumes.planes import grey, middle, three_planes
 from trainer.data.volumes.scans import SUFFIXES as SCAN_SUFFIXES
-from trainer.data.volumes.scans import list_scans, read_scan, stem_of, suffix_of, write_label
+from trainer.data.volumes.scans import list_scans, read_scan, write_label
 from trainer.errors import InputError, printable
 from trainer.events import METRICS_FILE, RUN_FILES, EventLog
 from trainer.files import open_plain, read_text, write_json
@@ -102,16 +102,12 @@ class Record(BaseModel):
 
 
 def list_source(source: Path, out: Path) -> tuple[dict[str, Files], dict[str, str]]:
-    """Images of a folder with its subfolders (or one image) by name, and what is none, with why;
-    where there are scans and no images, those.
+    """Images of a folder with its subfolders (or one image) by name, and what is none, with why.
 
-    What lies in `out` does not count. Raises InputError where there is neither.
+    What lies in `out` does not count. Raises InputError where there is no image.
     """
     if source.is_file():
-        image = source.suffix.lower() in SUFFIXES or not suffix_of(source)
-        return {source.name if image else stem_of(source): (source,)}, {}
-    if source.is_dir() and (scans := _scans(source)):
-        return scans, {}
+        return {source.name: (source,)}, {}
     if not source.is_dir():
         raise InputError(str(source), "there is no such folder or image", "images to predict")
     own, found = out.resolve(), list(files_below(source))
@@ -134,20 +130,44 @@ def list_source(source: Path, out: Path) -> tuple[dict[str, Files], dict[str, st
         else:
             images[name] = (path,)
     if not images:
-        accepted = f"{', '.join((*SUFFIXES, *SCAN_SUFFIXES))}, or folders of DICOM series"
-        raise InputError(str(source), "there is no image and no scan", accepted)
+        raise InputError(str(source), "there is no image", ", ".join(SUFFIXES))
     return images, skipped
 
 
-def _scans(source: Path) -> dict[str, Files]:
-    """The scans of a folder in which no file is an image, by name."""
-    files = [path for path in source.iterdir() if path.is_file()]
-    if any(path.suffix.lower() in SUFFIXES for path in files):
-        return {}
+def list_scan_source(
+    source: Path, out: Path, channels: int | None
+) -> tuple[dict[str, Files], dict[str, str]]:
+    """The same for scans: by name, and what was passed over, with why.
+
+    `channels` are those of the model. Raises InputError where there is no scan, or two have one
+    name.
+    """
+    scans = {one.name: one.paths for one in list_scans(source, channels)}
+    skipped: dict[str, str] = {}
+    if source.is_dir():
+        taken = {path for paths in scans.values() for path in paths}
+        for path in sorted(source.iterdir()):
+            within = any(path == one or path in one.parents for one in taken)
+            if not within and source not in taken and path.resolve() != out.resolve():
+                skipped[path.name] = f"this is no scan ({', '.join(SCAN_SUFFIXES)})"
+    return scans, skipped
+
+
+def check_source(source: Path, out: Path) -> None:
+    """Raises InputError where there is neither an image nor a scan; the model says which it takes.
+
+    Nothing is read, and no torch is needed.
+    """
     try:
-        return {one.name: one.paths for one in list_scans(source)}
-    except InputError:
-        return {}
+        list_source(source, out)
+    except InputError as error:
+        try:
+            list_scans(source)
+        except InputError as other:
+            if not source.exists():
+                raise error from None
+            accepted = f"{error.accepted}; {other.accepted}"
+            raise InputError(str(source), "there is no image and no scan", accepted) from None
 
 
 def _is_text(name: str) -> bool:
@@ -421,10 +441,17 @@ def predict_folder(
     stop = stop or StopRequest()
     file = model_file(model_path)
     checksum = sha256(file)
-    images, skipped = list_source(source, out)
+    check_source(source, out)
     before = check_output(out, source, checksum)
-    before = {name: one for name, one in before.items() if name in images}
     model = load_model(file, device, trust_code=trust_code)
+    if model.use.volumes:
+        channels = (
+            None if model.use.volumes.preparation.channels else len(model.use.volumes.channels)
+        )
+        images, skipped = list_scan_source(source, out, channels)
+    else:
+        images, skipped = list_source(source, out)
+    before = {name: one for name, one in before.items() if name in images}
     record = Record(
         model=checksum,
         source=str(source.resolve()),

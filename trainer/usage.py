@@ -229,6 +229,9 @@ def _of_volumes(
             "volumes of the same preparation",
             "or predict the scans themselves: python -m trainer.predict",
         )
+    if config.trains and not config.data.patches:
+        accepted = '{"size": [depth, height, width]}'
+        raise InputError("data.patches", "is missing: volumes are trained on in crops", accepted)
     network = fitted(network, len(header.channels), len(header.classes))
     if network.dimensions != 3 or network.output_axes != 3:
         raise InputError(source, "is no network of volumes", '"dimensions": 3')
@@ -241,7 +244,7 @@ def _of_volumes(
         found = f"{network.classes} classes, but the volumes have {', '.join(header.classes)}"
         raise InputError(source, found, f'"classes": {max(outputs)}')
     window = config.evaluation.window
-    if "evaluation" not in config.model_fields_set and known.window:
+    if "window" not in config.evaluation.model_fields_set and known.window:
         window = known.window
     if window.size is None:
         size = config.data.patches.size if config.data.patches else None

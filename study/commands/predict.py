@@ -26,7 +26,7 @@ from trainer.events import METRICS_FILE, RUN_FILES, STDERR_FILE
 from trainer.files import read_text
 from trainer.model import model_file
 from trainer.networks.weights import sha256
-from trainer.predict import check_output, list_source, read_record, told
+from trainer.predict import check_output, check_source, read_record, told
 
 POLL_SECONDS = 0.1
 STOP_SECONDS = 10.0
@@ -56,7 +56,7 @@ class Predict:
 def run_predict(asked: Predict, console: Console) -> int:
     """Predicts every image of a folder; the exit code. Raises InputError for a mistake of input."""
     file = model_file(asked.model)
-    list_source(asked.source, asked.out)
+    check_source(asked.source, asked.out)
     place = choose_launcher(asked.launcher, asked.docker_image, asked.docker_image_given, asked.gpu)
     if place.foreign:
         found = "is a foreign image: it has no trainer.predict"

@@ -151,7 +151,10 @@ def patch_for(
         least = all(side <= 2 * LEAST_SIDE for side in patch)
         if least or step_bytes(patch, strides) * BATCH <= memory_bytes * MEMORY_SHARE:
             return patch, strides
-        longest = max(range(3), key=lambda axis: sides[axis] / shape[axis])
+        longer = [axis for axis in range(3) if sides[axis] > LEAST_SIDE]
+        if not longer:
+            return patch, strides
+        longest = max(longer, key=lambda axis: sides[axis] / shape[axis])
         sides[longest] = max(LEAST_SIDE, sides[longest] * 0.9)
 
 

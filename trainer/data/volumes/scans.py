@@ -256,12 +256,23 @@ def list_scans(path: Path, channels: int | None = None) -> list[Files]:
         return [Files(path.name, (path,))]
     files = [one for one in visible if suffix_of(one) and one.is_file()]
     if files:
-        return _grouped(files, channels)
+        return _once(_grouped(files, channels))
     folders = sorted(one for one in path.rglob("*") if one.is_dir() and _holds_dicom(one))
     found = [Files("_".join(one.relative_to(path).parts), (one,)) for one in folders]
     if not found:
         raise InputError(str(path), "holds no scans", ACCEPTED)
-    return found
+    return _once(found)
+
+
+def _once(scans: list[Files]) -> list[Files]:
+    """The scans; raises InputError where two have one name, like x.nii and x.nii.gz."""
+    held: dict[str, Files] = {}
+    for one in scans:
+        other = held.setdefault(one.name, one)
+        if other is not one:
+            found = f"has the name of {other.paths[0].name} beside it"
+            raise InputError(str(one.paths[0]), found, "names of their own", "move one away")
+    return scans
 
 
 def _holds_dicom(folder: Path) -> bool:
