@@ -100,7 +100,7 @@ def test_the_file_says_whether_predictions_lie_upon_images(
         assert bool(file.attrs["whole_images"]) == whole
     if not whole:
         with (
-            pytest.raises(InputError, match="no masks that lie upon whole images"),
+            pytest.raises(InputError, match="no masks that lie upon whole image files"),
             open_predictions(tmp_path / "output_1.h5"),
         ):
             pass

@@ -211,7 +211,7 @@ def test_a_label_comes_back_as_the_kind_of_file_it_belongs_to(tmp_path: Path, su
     if suffix == ".nii":
         nifti(like, label)
     path = write_label(tmp_path / "a", label, grid, like=like)
-    assert path.name == f"a{suffix}"
+    assert path.name == f"a{suffix.replace('.mhd', '.mha')}"  # in one file
     back, there = read_label(path)
     np.testing.assert_array_equal(back, label)
     assert back.dtype == np.uint8 and there.same_as(grid)

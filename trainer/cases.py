@@ -108,8 +108,8 @@ def open_predictions(
             accepted = "one dataset (C, H, W) for each image"
             raise InputError(str(path), "holds no predictions", accepted)
         if not file.attrs.get("whole_images", True):
-            found = "its predictions are no masks that lie upon whole images"
-            accepted = "those of a network that segments, without center_crop and rotate"
+            found = "its predictions are no masks that lie upon whole image files"
+            accepted = "those of images (not of arrays or slices), without center_crop and rotate"
             raise InputError(str(path), found, accepted)
         folder = _folder(path, "inputs", inputs, str(file.attrs.get("inputs", "")))
         if folder is None:

@@ -37,6 +37,11 @@ OF_TRAINING = (
     ),
     *("data.batch_size", "data.target_path", "data.training_tag"),
 )
+OF_FILES = tuple(
+    f"data.{name}" for name in ("target_path", "test_target_path", "grayscale", "input_grayscale")
+)
+"""Keys that say nothing of prepared volumes."""
+
 OF_TEST = ("data.test_target_path", "data.test_tag", "data.testing_tag", "data.test_batch_size")
 MOST_COLUMNS = 40
 """Longer values move what stands behind them."""
@@ -85,6 +90,15 @@ def why_unused(key: str, config: Config) -> str | None:
         return "nothing is trained"
     if config.data.test_input_path is None and config.data.split is None and key in OF_TEST:
         return "nothing is evaluated"
+    volumes = config.data.patches is not None
+    if key.startswith("evaluation."):
+        if config.data.test_input_path is None and config.data.split is None:
+            return "nothing is evaluated"
+        of_volumes = ("evaluation.window", "evaluation.hd95", "evaluation.surface_dice_mm")
+        if inputs != "hdf5" and key.startswith(of_volumes):
+            return f"inputs are {inputs}; it is for prepared volumes"
+    if volumes and key in OF_FILES:
+        return "prepared volumes hold their labels, and their channels"
     if key in TAGS and targets != "labels":
         return f"targets are {targets}; it is for labels"
     if key == "data.target_grayscale" and inputs != "images":

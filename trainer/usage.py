@@ -252,7 +252,9 @@ def _of_volumes(
         if size is None:
             raise InputError("evaluation.window", "has no size", "[depth, height, width]")
         window = window.model_copy(update={"size": size})
-    _check_window(window.size or [], parts)
+    own = config.data.patches.size if config.data.patches else None
+    key = "data.patches, size" if window.size == own else "evaluation.window, size"
+    _check_window(window.size or [], parts, key)
     for where, own in (
         ("data.patches, size", config.data.patches.size if config.data.patches else None),
         ("evaluation.window, size", window.size),
@@ -266,7 +268,7 @@ def _of_volumes(
     return Usage(network, source, data, None, None, aim, checkpoint, volumes=header, window=window)
 
 
-def _check_window(size: Sequence[int], parts: Parts) -> None:
+def _check_window(size: Sequence[int], parts: Parts, key: str) -> None:
     """Raises InputError where a window is far larger than any case: it would be mostly filling."""
     shapes = [
         case.grid.shape for case in (*parts.training, *parts.evaluation) if isinstance(case, Case)
@@ -275,7 +277,7 @@ def _check_window(size: Sequence[int], parts: Parts) -> None:
     if any(own > 4 * side + 64 for own, side in zip(size, largest, strict=True)):
         told = "x".join(map(str, size))
         found = f"{told} voxels, the largest case has {'x'.join(map(str, largest))}"
-        raise InputError("evaluation.window, size", found, "about the size of the crops")
+        raise InputError(key, found, "at most a few times as large")
 
 
 def _numbered(count: int, ignored: int | None, data: Data) -> Masks:

@@ -300,11 +300,12 @@ def write_label(path: Path, label: NDArray[Any], grid: Grid, like: Path | None =
 
     `like` is the file that the scan was read from: its header gives spacing, orientation and
     place, in NIfTI also the codes of qform and sform. .nii.gz with `grid` where `like` is a DICOM
-    series or None. Raises ValueError for a label of another size than `grid`.
+    series or None, .mha for a .mhd. Raises ValueError for a label of another size than `grid`.
     """
     if label.shape != grid.shape:
         raise ValueError(f"a label of {label.shape} on a grid of {grid.shape}")
     suffix = suffix_of(like) if like and not like.is_dir() else ""
+    suffix = ".mha" if suffix == ".mhd" else suffix  # the same in one file, which can be renamed
     path = path.with_name(path.name + (suffix or ".nii.gz"))
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{os.getpid()}.{path.name}")
@@ -312,8 +313,6 @@ def write_label(path: Path, label: NDArray[Any], grid: Grid, like: Path | None =
         if suffix == ".npy":
             np.save(beside, label)
         elif suffix in ITK:
-            # The header of a .mhd names the file with its voxels, so it is written in place.
-            beside = path if suffix == ".mhd" else beside
             _write_itk(beside, label, grid)
         else:
             _write_nifti(beside, label, grid, like if suffix else None)
