@@ -184,8 +184,8 @@ def _fill_from_base(options: Given, base: dict[str, Any], volumes: bool) -> None
             o["lr_range_min"] = min(o["lr_range_min"], rate)
         if "lr-range-max" not in typed:
             o["lr_range_max"] = max(o["lr_range_max"], rate)
-    if volumes and "metric" not in typed:
-        o["metric"] = "foreground_dice"
+    if "metric" not in typed and (volumes or value_at(base, "evaluation.metric")):
+        o["metric"] = value_at(base, "evaluation.metric") or "foreground_dice"
     size = next(
         (one["resize"][0] for one in value_at(base, "data.transforms") or [] if "resize" in one),
         None,

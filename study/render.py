@@ -120,6 +120,8 @@ def render(
         "loss": base.pop("loss", {}),
         **{key: value for key, value in base.items() if key != "num_epochs"},
     }
+    if settings.base is not None:  # best.pt is the best by what the study chooses by
+        neural["evaluation"] = {**(neural.get("evaluation") or {}), "metric": settings.metric}
     if settings.space is None:
         _with_point(neural, params, settings)
     else:

@@ -219,3 +219,14 @@ def test_images_keep_their_own_studies(study: Study, tmp_path: Path) -> None:  #
     assert list(trials(tmp_path)[0].params) == ["optimizer", "learning_rate", "loss"]
     assert listed(tmp_path)[0]["parameters"] is None
     assert studies.SMALL
+
+
+def test_best_is_by_the_study_s_metric_in_the_trainer_too(study: Study, tmp_path: Path) -> None:  # noqa: F811
+    file = write(tmp_path / "base.json", base(evaluation={"metric": "iou"}))
+    assert study(improving, "--num-trials", "1", "--config", file)[0] == 0
+    assert config_of(tmp_path)["evaluation"]["metric"] == "iou"
+    assert listed(tmp_path)[0]["metric"] == "iou"
+    more = ("--metric", "accuracy", "--study-name", "t")
+    assert study(improving, "--num-trials", "1", "--config", file, *more)[0] == 0
+    config = json.loads((tmp_path / "runs/t/trial-0000/config.json").read_text())
+    assert config["neural_network"]["evaluation"]["metric"] == "accuracy"

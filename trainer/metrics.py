@@ -192,11 +192,6 @@ class VolumeScore:
             content["name"], tuple(Counts(**{key: one[key] for key in keys}) for one in every)
         )
 
-    @property
-    def as_image(self) -> ImageScore:
-        """The same counts, as those of an image at its own size."""
-        return ImageScore(self.name, self.counts, self.counts)
-
 
 def volume_summary(scores: Sequence[VolumeScore], names: Sequence[str]) -> dict[str, Any]:
     """As `summary`, every case counting once; with hd95_mm and surface_dice by class where they

@@ -120,7 +120,10 @@ def best_so_far(past: Past, metric: str) -> tuple[list[tuple[float, float]], ...
 
 
 # ---- the paired difference ----
-def _same_images(a: Past, b: Past) -> list[tuple[ImageScore, ImageScore]]:
+Score = ImageScore | VolumeScore
+
+
+def _same_images(a: Past, b: Past) -> list[tuple[Score, Score]]:
     """Scores of each test image by both; raises InputError with the first reason against it."""
     where = f"'{a.name}' and '{b.name}'"
     accepted = "two studies of the same data, tested on the same images"
@@ -150,7 +153,7 @@ def _same_images(a: Past, b: Past) -> list[tuple[ImageScore, ImageScore]]:
     return [(score, scores[1][name]) for name, score in scores[0].items()]
 
 
-def _test_scores(past: Past) -> list[ImageScore]:
+def _test_scores(past: Past) -> list[Score]:
     best = past.best
     result = read_object(past.folder / f"test-{best.trial:04d}" / RESULT_FILE) if best else {}
     images = (result.get("evaluation") or {}).get("images")
@@ -161,7 +164,7 @@ def _test_scores(past: Past) -> list[ImageScore]:
         fix = "" if never else f"let it end: --study-name '{past.name}' --resume"
         raise InputError(f"study '{past.name}'", found + never, accepted, fix)
     return [
-        ImageScore.from_dict(image) if "empty" in image else VolumeScore.from_dict(image).as_image
+        ImageScore.from_dict(image) if "empty" in image else VolumeScore.from_dict(image)
         for image in images
     ]
 
@@ -174,32 +177,41 @@ def _never_scored(past: Past) -> str:
     data = config.get("data") if isinstance(config, dict) else None
     if not isinstance(data, dict):
         return ""
-    if "test_target_path" not in data:
+    if data.get("type") == "images" and "test_target_path" not in data:
         return ": its test images have no masks"
-    if "split" not in data:
+    if data.get("type") == "images" and "split" not in data:
         return ": its trials ran in a foreign image, which tells no score of an image"
     return ""
 
 
-def _difference_table(a: Past, b: Past, scores: list[tuple[ImageScore, ImageScore]]) -> str:
-    lesions = [pair for pair in scores if not pair[0].empty]
-    rows = [_row("accuracy, all images", scores, _pixels, _pooled_accuracy)]
-    if lesions:
+def _difference_table(a: Past, b: Past, scores: list[tuple[Score, Score]]) -> str:
+    what = "images"
+    lesions = [pair for pair in scores if not (isinstance(pair[0], ImageScore) and pair[0].empty)]
+    if isinstance(scores[0][0], VolumeScore):  # every case counts once, as in the study
+        what = "cases"
+        rows = [
+            _row("accuracy", scores, lambda score: accuracy(score.counts), np.mean),
+            _row("foreground Dice", scores, _dice, np.mean),
+        ]
+    else:
+        rows = [_row("accuracy, all images", scores, _pixels, _pooled_accuracy)]
+    if lesions and what == "images":
         rows.append(_row("foreground Dice, images with a lesion", lesions, _dice, np.mean))
     better = sum(y.dice > x.dice for x, y in lesions)
     worse = sum(y.dice < x.dice for x, y in lesions)
     table = tabulate(
         rows,
-        headers=["test images", "images", "A", "B", "B - A", "95 % interval", "p"],
+        headers=[f"test {what}", what, "A", "B", "B - A", "95 % interval", "p"],
         **_TABLE,
     )
     return "\n".join(
         [
             table,
-            f"Dice of B is higher on {better} images, lower on {worse}, equal on "
+            f"Dice of B is higher on {better} {what}, lower on {worse}, equal on "
             f"{len(lesions) - better - worse}.",
-            f"Interval: bootstrap over images, {RESAMPLES} samples. p: two-sided paired "
-            "permutation test (A and B exchanged image by image).",
+            f"Interval: bootstrap over {what}, {RESAMPLES} samples. p: two-sided paired "
+            f"permutation test (A and B exchanged {what.removesuffix('s')} by "
+            f"{what.removesuffix('s')}).",
             f"Best trials: A {a.best.trial if a.best else '?'}, B {b.best.trial if b.best else '?'}"
             ". One training each: the difference is one of these two models, not of settings.",
         ]
@@ -208,8 +220,8 @@ def _difference_table(a: Past, b: Past, scores: list[tuple[ImageScore, ImageScor
 
 def _row(
     name: str,
-    pairs: list[tuple[ImageScore, ImageScore]],
-    numbers: Callable[[ImageScore], Any],
+    pairs: list[tuple[Score, Score]],
+    numbers: Callable[[Score], Any],
     metric: Callable[[NDArray[np.float64]], Any],
 ) -> list[str]:
     columns = [np.array([numbers(pair[side]) for pair in pairs], np.float64) for side in (0, 1)]
@@ -220,11 +232,11 @@ def _row(
     return [name, str(len(pairs)), *values, interval, p]
 
 
-def _dice(score: ImageScore) -> float:
+def _dice(score: Score) -> float:
     return score.dice
 
 
-def _pixels(score: ImageScore) -> tuple[int, ...]:
+def _pixels(score: Score) -> tuple[int, ...]:
     return tuple(n for counts in score.counts for n in astuple(counts))
 
 
