@@ -20,7 +20,6 @@ from trainer.errors import InputError
 PARTS = {"training": "train.h5", "validation": "validation.h5", "test": "test.h5"}
 BASE_FILE = "config.json"
 FINGERPRINT_FILE = "fingerprint.json"
-FEWEST_CASES = 1
 
 
 def holds_volumes(folder: Path) -> bool:

@@ -52,7 +52,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "phantoms": ("msd", "--cases", "8", "--size", "40"),
         "prepare": (
             *("msd", "--labels", "whole tumour=1,2,3", "--spacing", "none"),
-            *("--order", "file", "--crop", "0,0,0,0,2,1"),
+            *("--order", "file", "--crop", "0:0,0:0,2:1"),
         ),
         "network": {"width": 4},
         "changes": {

@@ -108,9 +108,9 @@ def _volumes(path: str) -> list[Case]:
 
 def _apart(training: Sequence[Item], evaluation: Sequence[Item]) -> None:
     """Raises InputError where a volume is trained on and evaluated, too."""
-    trained = {case.name for case in training if isinstance(case, Case)}
+    trained = {(case.name, case.source) for case in training if isinstance(case, Case)}
     for case in evaluation:
-        if isinstance(case, Case) and case.name in trained:
+        if isinstance(case, Case) and (case.name, case.source) in trained:
             found = f"{case.name} is trained on and evaluated"
             fix = "name files, like train.h5 and validation.h5, not their folder"
             raise InputError("data.input_path", found, "each case in one part", fix)

@@ -148,6 +148,8 @@ def list_scan_source(
         taken = {path for paths in scans.values() for path in paths}
         for path in sorted(source.iterdir()):
             within = any(path == one or path in one.parents for one in taken)
+            voxels_of = path.with_suffix(".mhd")  # a header that names this file
+            within = within or voxels_of in taken
             if not within and source not in taken and path.resolve() != out.resolve():
                 skipped[path.name] = f"this is no scan ({', '.join(SCAN_SUFFIXES)})"
     return scans, skipped

@@ -14,8 +14,6 @@ from torch.nn import functional as F
 from trainer.config import Data, Transform
 from trainer.data.transforms import DRAWS, BatchTransform, Draw
 
-INPUTS_ONLY = ("random_factor", "random_noise")
-
 
 class VolumeTransform:
     """Made of the configuration's transforms; the same face as BatchTransform."""

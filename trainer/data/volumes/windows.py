@@ -46,7 +46,7 @@ def plan(side: int, size: int, window: Window) -> Line:
         starts = [*range(0, last, step), last]
         return Line(0, side, fill // 2, fill - fill // 2, tuple(starts))
     rest = side % step
-    cut = rest if rest < step // 2 else 0
+    cut = rest if side > size and rest < step // 2 else 0
     kept = side - cut
     whole = size + max(0, -(-(kept - size) // step)) * step
     fill = whole - kept
