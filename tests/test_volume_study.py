@@ -94,7 +94,7 @@ def test_a_study_of_four_short_trials_in_containers(tmp_path: Path) -> None:
         config.write_text(json.dumps(content))
         layers = {"network": "unet", "dimensions": 3, "width": 4, "depth": 3}
         (tmp_path / "data/layers.json").write_text(json.dumps(layers))
-        least = 0.3
+        least = 0.15
     else:
         write_volumes(tmp_path / "data")
         least = 0.1

@@ -341,6 +341,20 @@ def test_a_threshold_ends_a_training(prepared: Path, tmp_path: Path) -> None:
     assert result["status"] == "aborted" and result["best"]["epoch"] == 1
 
 
+def test_a_run_that_reached_its_threshold_trains_no_further_after_a_kill(
+    prepared: Path, tmp_path: Path
+) -> None:
+    content = configuration(prepared, num_epochs=30, evaluation={"stop_at": 0.05})
+    content["neural_network"]["mlperf_log"] = "mlperf.log"
+    first = run(content, tmp_path / "run")
+    before = weights(tmp_path / "run")
+    (tmp_path / "run/result.json").unlink()  # killed before it was written
+    again = run(content, tmp_path / "run", "--resume")
+    assert again["status"] == "success" and again["best"] == first["best"]
+    assert all(torch.equal(value, before[key]) for key, value in weights(tmp_path / "run").items())
+    assert (tmp_path / "run/mlperf.log").read_text().count('"run_start"') == 1
+
+
 def test_evaluations_are_due_as_mlperf_derives_them() -> None:
     """unet3d.md A9: start and interval in epochs, from samples."""
     from trainer.config import Evaluation

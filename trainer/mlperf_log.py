@@ -30,10 +30,12 @@ WARM_UPS = ("warmup", "linearwarmup")
 
 
 class MlperfLog:
-    """Writes the lines; with `path` None it does nothing. A resume (`more`) appends."""
+    """Writes the lines; with `path` None it does nothing. A resume (`more`) appends its epochs: how
+    the run began stands there already."""
 
     def __init__(self, path: str | None, more: bool = False) -> None:
         self._file = None
+        self._begun = bool(path) and more and Path(str(path)).is_file()
         if path:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._file = Path(path).open("a" if more else "w", encoding="utf-8", buffering=1)  # noqa: SIM115
@@ -56,6 +58,8 @@ class MlperfLog:
 
     def begin(self, config: Config) -> None:
         """The run begins; nothing is read yet."""
+        if self._begun:
+            return
         if config.submission.cache_cleared:
             self._write("cache_clear", True)
         self._write("init_start", kind=START)
@@ -64,7 +68,7 @@ class MlperfLog:
         self, config: Config, parts: Parts, usage: Usage, network: SegmentationNetwork
     ) -> None:
         """The network is there: what it is trained with, and its layers."""
-        if self._file is None:
+        if self._file is None or self._begun:
             return
         self._write("seed", parts.seed)
         asked = config.submission
@@ -78,6 +82,8 @@ class MlperfLog:
 
     def run(self, parts: Parts) -> None:
         """From here on the data are read, and the time counts."""
+        if self._begun:
+            return
         self._write("run_start", kind=START)
         self._write("train_samples", len(parts.training))
         self._write("eval_samples", len(parts.evaluation))
@@ -85,6 +91,8 @@ class MlperfLog:
     def sizes(self, config: Config, samples_per_epoch: int) -> None:
         """Of an epoch and of a step."""
         assert config.optimizer
+        if self._begun:
+            return
         group = config.optimizer.accumulate_batches
         self._write("samples_per_epoch", samples_per_epoch)
         self._write("global_batch_size", config.data.batch_size * group)

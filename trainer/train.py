@@ -237,11 +237,13 @@ def run(config: Config, this: Run) -> dict[str, Any]:
     )
 
     # ---- loop ----
-    status = None
+    # A run that was killed between its last epoch and its end has nothing left to train.
+    status = _ended(config, progress.event.get(parts.metric))
     mlperf.sizes(config, len(training))
     logs = TextLogs(config.outfile, more=last is not None)
     try:
-        for epoch in range(progress.event["epoch"] + 1, config.num_epochs + 1):
+        left = range(progress.event["epoch"] + 1, config.num_epochs + 1)
+        for epoch in left if status is None else ():
             began = time.monotonic()
             rate = rates.set(epoch - 1, (epoch - 1) * steps)
             mlperf.epoch_begins(epoch)
