@@ -171,6 +171,8 @@ def _fill_from_base(options: Given, base: dict[str, Any], volumes: bool) -> None
     o, typed = options.options, options.given
     optimizer, rate = value_at(base, "optimizer.type"), value_at(base, "optimizer.learning_rate")
     loss, epochs = value_at(base, "loss.function"), base.get("num_epochs")
+    if "seed" not in typed and isinstance(seed := base.get("seed"), int) and seed >= 0:
+        o["seed"] = seed
     if "num-epochs" not in typed and isinstance(epochs, int):
         o["num_epochs"] = epochs
     if "layers" not in typed and isinstance(base.get("layers"), str):

@@ -98,6 +98,11 @@ def check_space(settings: Settings, dataset: Dataset | VolumeDataset, start: Sta
         return
     first = first_points(settings)[0] if settings.space is None else {}
     tried: list[tuple[str, dict[str, Any]]] = [("--config", first)]
+    if settings.space is None:
+        tried += [
+            (f"--optimizers {one}", {**first, "optimizer": one}) for one in settings.optimizers
+        ]
+        tried += [(f"--loss {one}", {**first, "loss": one}) for one in settings.losses]
     for key, one in settings.space.parameters.items() if settings.space else ():
         values = one if isinstance(one, list) else [one.low, one.high]
         tried += [(f"--space, {key} {value!r}", {key: value}) for value in values]

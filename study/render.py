@@ -23,6 +23,9 @@ AUGMENT_LIGHT_INPUTS: list[dict[str, float]] = [
     {"random_contrast": 0.2},
 ]
 
+OUTPUTS = ("mlperf_log", "tensorboard")
+"""Keys of a configuration that name what a run writes, beside those that a study decides."""
+
 NETWORK = "layers."
 """Keys of a search space that begin so are of the network file."""
 
@@ -97,12 +100,15 @@ def render(
     other. Inputs are written as their real absolute paths.
     """
     base = deepcopy(settings.base or {})
-    for key in ("outfile", "checkpoints", "layers"):
+    for key in ("outfile", "checkpoints", "layers", "seed"):
         base.pop(key, None)
+    for key in OUTPUTS:  # into the run folder, each trial's own
+        if base.get(key):
+            base[key] = Path(str(base[key])).name
     own = base.pop("data", {})
     if isinstance(dataset, VolumeDataset):
         data = {**_volume_data(settings, dataset), **_without_paths(own)}
-        base.setdefault("seed", settings.seed)
+        base["seed"] = settings.seed  # for images the split has it
     else:
         data = {**_image_data(settings, dataset.layout, split, foreign), **_without_paths(own)}
     if settings.batch_size_given or "batch_size" not in data:

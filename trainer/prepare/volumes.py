@@ -317,6 +317,10 @@ def prepare(
     and with all faults of the cases; with `skip_bad` those are left out and told.
     """
     check_empty(target)
+    for case in sources.cases:
+        if case.name in ("", ".", "..") or "/" in case.name:
+            found = f"gives a case the name '{case.name}'"
+            raise InputError(str(case.images[0]), found, "a name", "rename the file")
     jobs = choices.jobs or min(4, os.cpu_count() or 1)
     shape = three(choices.reshape, "--reshape", int) if choices.reshape else None
     spacing: Any = choices.spacing

@@ -48,11 +48,12 @@ class VolumeTransform:
         x, y = raw.float(), raw_targets.float()
         if not self._transforms:
             return x, y
-        draw = Draw(seed, epoch, indices.to(x.device), DRAWS * len(self._transforms))
+        # On the CPU: what is done to which crop is decided without waiting for a GPU.
+        draw = Draw(seed, epoch, indices.cpu(), DRAWS * len(self._transforms))
         for place, one in enumerate(self._transforms):
             numbers = draw.uniform(place)
             if one.name == "random_flip":
-                chance = torch.tensor(one.value, dtype=torch.float32, device=x.device)
+                chance = torch.tensor(one.value, dtype=torch.float32)
                 x, y = _flipped(x, y, numbers[:, :3] < chance)
             elif one.name == "random_affine":
                 x, y = _moved(x, y, numbers, one)
@@ -60,7 +61,9 @@ class VolumeTransform:
                 chosen = (numbers[:, 0] < one.value.probability).nonzero()[:, 0]
                 if len(chosen):
                     x = x.clone() if x is raw else x
-                    x[chosen] = _lit(x[chosen], numbers[chosen], one)
+                    own = numbers[chosen]
+                    chosen = chosen.to(x.device, non_blocking=True)
+                    x[chosen] = _lit(x[chosen], own, one)
         return x, y
 
 
@@ -77,7 +80,7 @@ def _flipped(x: Tensor, y: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lit(x: Tensor, numbers: Tensor, one: Transform) -> Tensor:
-    column = numbers[:, 1].view(-1, *[1] * (x.dim() - 1))
+    column = numbers[:, 1].view(-1, *[1] * (x.dim() - 1)).to(x.device, non_blocking=True)
     if one.name == "random_factor":
         return x * (one.value.low + column * (one.value.high - one.value.low))
     noise = torch.empty_like(x)
@@ -96,7 +99,8 @@ def _moved(x: Tensor, y: Tensor, numbers: Tensor, one: Transform) -> tuple[Tenso
     chosen = (numbers[:, 0] < value.probability).nonzero()[:, 0]
     if not len(chosen):
         return x, y
-    own = numbers[chosen]
+    own = numbers[chosen].to(x.device, non_blocking=True)
+    chosen = chosen.to(x.device, non_blocking=True)
     sides = torch.tensor(x.shape[2:], dtype=torch.float32, device=x.device).flip(0)  # x, y, z
     turn = _rotation((2 * own[:, 1:4] - 1) * math.radians(value.degrees))
     turn = turn / (1 + (2 * own[:, 4] - 1) * value.zoom).view(-1, 1, 1)

@@ -75,8 +75,9 @@ class VolumeSet:
 
     @property
     def device(self) -> torch.device:
-        """Where the volumes are kept."""
-        return self._kept[0][0].device if self._kept else torch.device("cpu")
+        """Where indices belong: crops are laid on the CPU, wherever the volumes are kept, so that a
+        GPU is never waited for."""
+        return torch.device("cpu")
 
     def facts(self) -> dict[str, Any] | None:
         """Nothing: volumes carry their preparation."""

@@ -56,18 +56,18 @@ def plan(side: int, size: int, window: Window) -> Line:
 
 def weights(size: Sequence[int], weighting: str, device: torch.device | None = None) -> Tensor:
     """(d, h, w): how much each voxel of a window counts; 1 at the most."""
-    whole = torch.ones((), device=device, dtype=torch.float64)
+    whole = torch.ones((), dtype=torch.float64)  # which Apple's GPUs do not have
     for axis, side in enumerate(size):
         if weighting == "constant":
-            line = torch.ones(side, device=device, dtype=torch.float64)
+            line = torch.ones(side, dtype=torch.float64)
         else:
-            x = torch.arange(side, device=device, dtype=torch.float64) - (side - 1) / 2
+            x = torch.arange(side, dtype=torch.float64) - (side - 1) / 2
             line = torch.exp(-0.5 * (x / (SIGMA * side)) ** 2)
         whole = whole[..., None] * line.view(*[1] * axis, -1) if axis else line
     if weighting == "gaussian_cube_root":
         whole = whole ** (1 / 3)
     whole = whole / whole.max()
-    return whole.clamp_min(LEAST_WEIGHT if weighting == "gaussian" else 0).float()
+    return whole.clamp_min(LEAST_WEIGHT if weighting == "gaussian" else 0).float().to(device)
 
 
 def kept_region(shape: Sequence[int], size: Sequence[int], window: Window) -> tuple[slice, ...]:
