@@ -97,3 +97,11 @@ def test_classes_are_drawn_as_often_whatever_their_size() -> None:
 def test_a_volume_without_foreground_is_cropped_anywhere() -> None:
     starts = drawn(np.zeros((32, 32, 32), np.uint8), foreground=1.0)
     assert len(np.unique(starts[:, 0])) == 17
+
+
+def test_a_voxel_may_be_anywhere_in_its_crop() -> None:
+    label = np.zeros((60, 60, 60), np.uint8)
+    label[30, 1, 59] = 1
+    starts = drawn(label, foreground=1.0)
+    assert set(starts[:, 0]) == set(range(15, 31))
+    assert set(starts[:, 1]) == {0, 1} and set(starts[:, 2]) == {44}

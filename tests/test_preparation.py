@@ -241,3 +241,12 @@ def test_what_cannot_be_is_refused(keys: dict[str, object]) -> None:
 def test_a_crop_that_leaves_nothing_is_told() -> None:
     with pytest.raises(InputError, match="4x4x4 is cropped"):
         Preparation(crop=((2, 2), (0, 0), (0, 0))).prepared_grid(grid((4, 4, 4)))
+
+
+def test_a_spacing_of_single_precision_loses_no_slice() -> None:
+    """3.2 mm as float32 is a little more, 1.6 a little less than twice it: 20 slices stay 20."""
+    for own, target, size in ((1.6, 1.6, 20), (3.2, 1.6, 20), (0.7, 1.4, 20)):
+        affine = np.diag([float(np.float32(own)), 1.0, 1.0, 1.0])
+        one = Preparation(spacing_mm=(target, 1, 1), corners=True)
+        found = one.prepared_grid(Grid((size, 4, 4), affine)).shape[0]
+        assert found == round(size * own / target)

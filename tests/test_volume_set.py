@@ -187,3 +187,21 @@ def test_augmentation_is_of_the_crop_not_of_its_batch() -> None:
     few, _ = one.augmented(x[5:8], y[5:8], torch.arange(5, 8), 4, 7)
     assert torch.allclose(whole[5:8], few, atol=1e-6)
     assert not torch.allclose(one.augmented(x, y, torch.arange(20), 5, 7)[0], whole)
+
+
+def test_a_crop_that_begins_outside_has_each_voxel_in_its_place(prepared: Path) -> None:
+    for kept in (False, True):
+        samples = open_set(prepared, size=26, per_case=4)
+        if kept:
+            samples.preload(1)
+        samples.begin(seed=5, epoch=1)
+        for index in range(8):
+            start, case = samples.start(index), samples.cases[index // 4]
+            wide = [(26, 26)] * 3
+            image = np.pad(case.image()[0], wide)
+            label = np.pad(case.label().astype(np.float32), wide, constant_values=np.nan)
+            place = tuple(slice(26 + s, 52 + s) for s in start)
+            x, y = samples.batch(torch.tensor([index]))
+            assert y is not None and min(start) < 0
+            assert np.array_equal(x[0, 0].numpy(), image[place])
+            assert np.array_equal(y[0, 0].numpy(), label[place], equal_nan=True)
