@@ -250,6 +250,17 @@ def test_pictures_of_predictions_and_of_prepared_volumes(
     assert film.read_bytes() == b"mine"
 
 
+def test_a_case_is_drawn_as_the_network_sees_it(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "case.png"
+    config = str(prepared / "config.json")
+    assert review(["--data", config, "--case", "2", "--out", str(picture)]) == 0
+    assert "case_02, 3 crops" in capsys.readouterr().out and picture.stat().st_size > 10_000
+    more = ["--data", config, "--part", "validation", "--case", "9", "--out", str(picture)]
+    assert review(more) == 2 and "0 to 2" in capsys.readouterr().err
+
+
 def weights(folder: Path, name: str = "last.pt") -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = load_checkpoint(folder / "checkpoints" / name)["state"]
     return state

@@ -31,12 +31,22 @@ def classes_at(logits: Tensor, field: Grid, there: Grid, aim: Aim) -> Tensor:
     Logits are moved, not classes: an edge falls where they are equal. What lies outside of the
     field is background.
     """
-    logits = logits if field.same_as(there) else resample(logits, field, there, linear=True)
+    same = field.same_as(there)
+
+    def moved(number: int) -> Tensor:
+        one = logits[number : number + 1]
+        return (one if same else resample(one, field, there, linear=True))[0]
+
+    best = moved(0)
     if logits.shape[0] == 1:
-        found = (probabilities(logits[None], aim.reading)[0, 0] > 0.5).to(torch.uint8)
-    else:
-        found = logits.argmax(dim=0).to(torch.uint8)
-    if not field.same_as(there):
+        found = (probabilities(best[None, None], aim.reading)[0, 0] > 0.5).to(torch.uint8)
+    else:  # one class after the other: all of them on a large scan's grid would be many gigabytes
+        found = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+        for number in range(1, logits.shape[0]):
+            one = moved(number)
+            found[one > best] = number
+            best = torch.maximum(best, one)
+    if not same:
         found[~torch.from_numpy(inside(field, there)).to(found.device)] = 0
     return found
 

@@ -97,6 +97,7 @@ class Record(BaseModel):
     source: str
     classes: list[str]
     mask_values: dict[str, int | str]
+    mirror: bool = False
     images: list[Done] = []
     skipped: list[Skipped] = []
 
@@ -453,12 +454,15 @@ def predict_folder(
         images, skipped = list_scan_source(source, out, channels)
     else:
         images, skipped = list_source(source, out)
+    if before and read_record(out).mirror != mirror:
+        before = {}  # all anew, in the other way
     before = {name: one for name, one in before.items() if name in images}
     record = Record(
         model=checksum,
         source=str(source.resolve()),
         classes=model.classes,
         mask_values=dict(model.label_values) if model.use.volumes else mask_values(model.masks),
+        mirror=mirror,
         images=list(before.values()),
     )
     _write(record, out)  # the folder is known as ours, whatever happens

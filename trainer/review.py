@@ -260,9 +260,16 @@ def _review_volumes(given: argparse.Namespace) -> int:
 
 def _review_data(given: argparse.Namespace) -> int:
     from trainer.augmented import draw, show_case
+    from trainer.augmented_volumes import draw_crops, is_of_volumes
 
     case = "0" if given.case is None else given.case
     out = given.out or Path(f"case_{Path(case).stem}.png")
+    if is_of_volumes(given.data):
+        check_picture(out)
+        if given.show:
+            raise InputError("--show", "draws images", "leave it out, and open the picture")
+        print(f"Wrote {out}: {draw_crops(given.data, case, given.part, out)}.")
+        return 0
     window = _window() if given.show else None
     check_picture(out)
     shown = show_case(given.data, case, given.part)

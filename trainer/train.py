@@ -334,10 +334,12 @@ def check_crops(network: SegmentationNetwork, usage: Usage, config: Config) -> N
         "data.patches, size": config.data.patches.size if config.data.patches else None,
         "evaluation.window, size": usage.window.size if usage.window else None,
     }
+    checked: list[list[int]] = []
     for where, size in sizes.items():
         try:
-            if size:
+            if size and size not in checked:
                 network.check(size)
+                checked.append(size)
         except InputError as error:
             raise InputError(where, error.found, error.accepted, error.fix) from None
 

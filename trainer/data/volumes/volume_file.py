@@ -77,8 +77,12 @@ class Case:
         return f"{self.path}, {self.name}"
 
     def _read(self, dataset: str, region: Any) -> Any:
-        with h5py.File(self.path, "r") as file:
-            return file[self.name][dataset][region]
+        try:
+            with h5py.File(self.path, "r") as file:
+                return file[self.name][dataset][region]
+        except (OSError, KeyError, ValueError) as error:
+            found = f"its {dataset} cannot be read ({error})"
+            raise InputError(self.where, found, "a whole file", "prepare it again") from None
 
     def image(self, region: Region = ()) -> NDArray[np.float32]:
         """(C, D, H, W), or the part of it that the slices of D, H and W name."""

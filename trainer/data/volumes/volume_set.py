@@ -25,6 +25,7 @@ from trainer.config import Patches
 from trainer.data.cache import SHARE_OF_FREE_MEMORY, free_bytes, free_memory_bytes
 from trainer.data.volumes.crops import Start, crop_start
 from trainer.data.volumes.volume_file import Case
+from trainer.errors import InputError
 
 PADDING = math.nan
 """Of labels outside their volume: it counts in no loss."""
@@ -42,7 +43,7 @@ class VolumeSet:
     def __init__(self, cases: Sequence[Case], patches: Patches | None) -> None:
         self.cases, self.patches = list(cases), patches
         self._kept: list[tuple[Tensor, Tensor | None]] = []
-        self._seed, self._epoch = 0, 0
+        self._seed, self._epoch, self._first = 0, 0, 0
         self._places = [
             (case.locations(), case.components()) if patches and case.has_label else None
             for case in self.cases
@@ -83,9 +84,9 @@ class VolumeSet:
         """Nothing: volumes carry their preparation."""
         return None
 
-    def begin(self, seed: int, epoch: int) -> None:
-        """The crops that follow are those of this epoch."""
-        self._seed, self._epoch = seed, epoch
+    def begin(self, seed: int, epoch: int, first: int = 0) -> None:
+        """The crops that follow are those of this epoch; the first one has the number `first`."""
+        self._seed, self._epoch, self._first = seed, epoch, first
 
     def preload(self, threads: int, stopped: Callable[[], bool] = lambda: False) -> None:
         """Reads all volumes into memory, if that takes less than half of what is free."""
@@ -114,6 +115,10 @@ class VolumeSet:
     def _read(self, number: int) -> tuple[Tensor, Tensor | None]:
         case = self.cases[number]
         label = torch.from_numpy(case.label()) if case.has_label else None
+        if label is not None and case.header and int(label.max()) >= len(case.header.classes):
+            found = f"its label holds {int(label.max())}"
+            accepted = f"0 to {len(case.header.classes) - 1}"
+            raise InputError(case.where, found, accepted, "prepare it again")
         return torch.from_numpy(case.image()), label
 
     def whole(self, number: int) -> tuple[Tensor, Tensor | None]:
@@ -124,7 +129,7 @@ class VolumeSet:
         """Where crop `index` of this epoch begins, in voxels of its case."""
         assert self.patches
         number = index // self.patches.per_case
-        rng = np.random.default_rng([self._seed, self._epoch, index])
+        rng = np.random.default_rng([self._seed, self._epoch, self._first + index])
         places = self._places[number] or (np.zeros((0, 4), np.int32), np.zeros((0, 7), np.int32))
         return crop_start(rng, self.cases[number].grid.shape, self.patches, *places)
 
