@@ -158,7 +158,7 @@ def test_a_case_by_name_stem_or_index() -> None:
     [
         ([], "give either a file of predictions, or --data CONFIG"),
         (["a.h5", "--data", "c.json"], "give either"),
-        (["a.h5", "--case", "0"], "--case goes with --data CONFIG"),
+        (["a.h5", "--part", "test"], "--part goes with --data CONFIG"),
         (["--data", "c.json", "--images", "3"], "--images goes with predictions"),
     ],
 )

@@ -46,6 +46,9 @@ def tell(made: Prepared, target: Path) -> None:
         print(f"Spacing: {spacing} mm.")
     print(f"Classes: {', '.join(preparation.classes)}.")
     print(f"Planned: crops of {size}, {data['batch_size']} in a batch (config.json, layers.json).")
+    if "validation" not in made.parts:
+        print("No case is set aside to choose on: a study needs a --split with a validation share.")
+        return
     print(f"Next: python rml_optimization.py --data {shlex.quote(str(target))}")
 
 
@@ -225,6 +228,9 @@ def _brats_slices(given: argparse.Namespace) -> None:
     print(f"Wrote {told} slices to {given.target}.")
     for note in made.notes:
         print(note)
+    print(
+        "Next: python -m trainer --config=configs/brain_slices.json, with these files as its data"
+    )
 
 
 RUNS: dict[str, Callable[[argparse.Namespace], None]] = {
