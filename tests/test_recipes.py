@@ -14,6 +14,7 @@ from trainer.__main__ import main
 from trainer.config import load_config, parse_config
 from trainer.config.override import assign
 from trainer.networks.description import read_network
+from trainer.predict import main as predict
 from trainer.prepare.__main__ import main as prepare
 
 LEAST_DICE = 0.5
@@ -116,6 +117,28 @@ def test_a_recipe_learns_from_raw_files_to_scores(name: str, tmp_path: Path) -> 
         found = np.load(run / "predictions/msks_test_predictions.npy")
         images = np.load(tmp_path / "data/imgs_test.npy", mmap_mode="r")
         assert found.shape == (*images.shape[:3], 1) and found.dtype == np.float32
+        _predict_slices(run / "model/last.pt", tmp_path, found)
+
+
+def _predict_slices(model: Path, folder: Path, expected: np.ndarray) -> None:
+    """Of the arrays, as the run had it; of the raw scans, labels on their own voxels."""
+    import nibabel
+
+    arrays, scans = folder / "of_arrays", folder / "of_scans"
+    source = folder / "data/imgs_test.npy"
+    assert predict([str(source), "--model", str(model), "--out", str(arrays)]) == 0
+    found = np.load(arrays / "imgs_test_predictions.npy")
+    assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-3
+    assert predict([str(folder / "raw"), "--model", str(model), "--out", str(scans)]) == 0
+    truths = sorted((folder / "raw").rglob("*_seg.nii.gz"))
+    scores = []
+    for path in truths:
+        name = path.name.removesuffix("_seg.nii.gz")
+        label, truth = nibabel.load(scans / f"masks/{name}.nii.gz"), nibabel.load(path)
+        assert label.shape == truth.shape and np.allclose(label.affine, truth.affine)
+        p, t = np.asarray(label.dataobj) > 0, np.asarray(truth.dataobj) > 0
+        scores.append(2 * (p & t).sum() / (p.sum() + t.sum()))
+    assert len(scores) == 6 and np.mean(scores) > LEAST_DICE, scores
 
 
 PUBLISHED: dict[str, dict[str, Any]] = {

@@ -14,6 +14,7 @@ from trainer.__main__ import main
 from trainer.config import Slices
 from trainer.data.slice_set import SliceSet, list_slices
 from trainer.errors import InputError
+from trainer.predict import main as predict
 
 ROWS, SIDE = 130, 16
 
@@ -95,7 +96,9 @@ def test_other_files_are_told(arrays: Path, tmp_path: Path) -> None:
         list_slices(str(arrays / "imgs_train.npy"), str(arrays / "msks_test.npy"), slices)
 
 
-def test_a_training_predicts_every_slice_the_last_batch_too(arrays: Path, tmp_path: Path) -> None:
+def test_a_training_predicts_every_slice_the_last_batch_too(
+    arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     network = {"network": "unet", "width": 4, "depth": 2}
     (tmp_path / "layers.json").write_text(json.dumps(network))
     content = {
@@ -123,5 +126,10 @@ def test_a_training_predicts_every_slice_the_last_batch_too(arrays: Path, tmp_pa
     found = np.load(run / "predictions/msks_test_predictions.npy")
     assert found.shape == (ROWS, SIDE, SIDE, 1) and found.dtype == np.float32
     truth = np.load(arrays / "msks_test.npy").any(axis=-1)
+    wrong = tmp_path / "imgs_wrong.npy"
+    np.save(wrong, np.zeros((3, 8, 8, 4), np.float32))
+    best = str(run / "checkpoints/best.pt")
+    assert predict([str(wrong), "--model", best, "--out", str(tmp_path / "out")]) == 2
+    assert "(slices, 16, 16, 3 or more channels)" in capsys.readouterr().err
     overlap = 2 * ((found[..., 0] > 0.5) & truth).sum() / ((found > 0.5).sum() + truth.sum())
     assert overlap > 0.8 and ((found > 0) & (found < 1)).all()

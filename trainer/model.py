@@ -44,6 +44,16 @@ class SeenImages(BaseModel):
     contrast: tuple[float, float]
 
 
+class SliceUse(BaseModel):
+    """Which channels of slice arrays the network takes, and their size in pixels."""
+
+    model_config = ConfigDict(frozen=True)
+
+    channels: list[int]
+    height: Side
+    width: Side
+
+
 class Use(BaseModel):
     """The part `use` of a checkpoint, as far as predicting needs it."""
 
@@ -61,6 +71,7 @@ class Use(BaseModel):
     reading: Reading | None = None
     images: SeenImages | None = None
     volumes: Header | None = None
+    slices: SliceUse | None = None
     window: Window | None = None
 
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -98,6 +98,7 @@ class Record(BaseModel):
     classes: list[str]
     mask_values: dict[str, int | str]
     mirror: bool = False
+    kind: Literal["images", "scans", "slices"] = "images"
     images: list[Done] = []
     skipped: list[Skipped] = []
 
@@ -161,6 +162,8 @@ def check_source(source: Path, out: Path) -> None:
 
     Nothing is read, and no torch is needed.
     """
+    if source.is_dir() and next(source.rglob("*_t1.nii*"), None):
+        return  # scans of BraTS, below
     try:
         list_source(source, out)
     except InputError as error:
@@ -447,6 +450,8 @@ def predict_folder(
     check_source(source, out)
     before = check_output(out, source, checksum)
     model = load_model(file, device, trust_code=trust_code)
+    if model.use.slices:
+        return _predict_slices(model, checksum, source, out, progress, stop)
     if model.use.volumes:
         channels = (
             None if model.use.volumes.preparation.channels else len(model.use.volumes.channels)
@@ -488,6 +493,42 @@ def predict_folder(
     return record
 
 
+def _predict_slices(
+    model: Model,
+    checksum: str,
+    source: Path,
+    out: Path,
+    progress: Callable[[int, int, str], None],
+    stop: StopRequest,
+) -> Record:
+    """With a model of slices: .npy files, or raw scans."""
+    from trainer.predict_slices import predict_slices
+
+    values: dict[str, int | str] = {"background": 0, "target": 1}
+    record = Record(
+        model=checksum,
+        source=str(source.resolve()),
+        classes=list(values),
+        mask_values=values,
+        kind="slices",
+    )
+    _write(record, out)
+    for one in predict_slices(model, source, out, progress, stop.check):
+        total = int(np.prod(one.shape))
+        done = Done(
+            name=one.name,
+            sha256="",
+            mask=str(one.label.relative_to(out)) if one.label else one.array.name,
+            overlay="",
+            size=one.shape,
+            pixels={"background": total - one.voxels, "target": one.voxels},
+            odd=[],
+        )
+        record.images.append(done)
+    _write(record, out)
+    return record
+
+
 def _write(record: Record, out: Path) -> None:
     write_json(out / RECORD_FILE, record.model_dump(mode="json"))
 
@@ -516,6 +557,10 @@ def told(record: Record, out: Path) -> Iterator[str]:
     new = sum(image.new for image in images)
     before = f" ({new} new, {len(images) - new} done before)" if new < len(images) else ""
     values = ", ".join(f"{name} {value}" for name, value in record.mask_values.items())
+    if record.kind == "slices":
+        yield f"{len(images)} predicted in {out}: NAME_predictions.npy (probabilities by slice), "
+        yield f"{MASKS}/ (labels of raw scans: {values}), {RECORD_FILE} (what was done)"
+        return
     what = "scans" if images and len(images[0].size) == 3 else "images"
     yield f"{len(images)} {what} predicted{before} in {out}: {MASKS}/ ({values}), {OVERLAYS}/, "
     yield f"{PROBABILITIES_FILE} (probabilities), {RECORD_FILE} (what was done)"

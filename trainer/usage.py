@@ -14,7 +14,7 @@ from trainer.config import LOSS_FIELDS, Config, Data, Window
 from trainer.data.labels import MOST_CLASSES, MaskClass
 from trainer.data.masks import Masks
 from trainer.data.samples import AnySamples, Item, open_samples
-from trainer.data.slice_set import Slice
+from trainer.data.slice_set import Slice, SliceFiles
 from trainer.data.transforms import BatchTransform, size_of
 from trainer.data.volumes.augment import VolumeTransform
 from trainer.data.volumes.volume_file import Case, Header
@@ -56,6 +56,9 @@ class Usage:
 
     window: Window | None = None
     """How they are predicted; its size is always given."""
+
+    slices: SliceFiles | None = None
+    """Of slice arrays."""
 
     @property
     def order(self) -> Literal["RGB", "BGR"]:
@@ -141,6 +144,13 @@ class Usage:
             "masks": self.masks.model_dump() if self.masks else None,
             "volumes": self.volumes.model_dump(mode="json") if self.volumes else None,
             "window": self.window.model_dump() if self.window else None,
+            "slices": {
+                "channels": list(self.slices.channels),
+                "height": self.slices.shape[0],
+                "width": self.slices.shape[1],
+            }
+            if self.slices
+            else None,
         }
 
 
@@ -164,8 +174,10 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any], known: Us
     load = config.checkpoints.load
     source = config.layers if isinstance(config.layers, str) else load or "layers"
     network = _network(config, checkpoint, source)
+    slices: SliceFiles | None = None
     for item in (*parts.training[:1], *parts.evaluation[:1]):
         if isinstance(item, Slice):
+            slices = item.files
             network = fitted(network, len(item.files.channels), classes=2)
     data = config.data
     if not config.trains and not any(getattr(data, name) for name in TRANSFORMS):
@@ -209,7 +221,7 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any], known: Us
     reading = reading_of(network.activation, config.loss, network.classes)
     aim = Aim(task, reading, names or Aim.names, ignored)
     shares = loss not in (None, "mse")
-    return Usage(network, source, data, size, masks, aim, checkpoint, shares)
+    return Usage(network, source, data, size, masks, aim, checkpoint, shares, slices=slices)
 
 
 def _of_volumes(

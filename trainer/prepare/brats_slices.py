@@ -126,6 +126,45 @@ def turned_slices(volume: NDArray[Any], size: int) -> NDArray[Any]:
     return np.moveaxis(np.rot90(middle, TURNS, axes=(0, 1)), 2, 0)
 
 
+def put_back(slices: NDArray[np.bool_], shape: Sequence[int]) -> NDArray[np.uint8]:
+    """(slices, size, size) of a volume of `shape` (rows, columns, slices), turned back to where
+    they were: uint8, 0 around them."""
+    size = slices.shape[1]
+    rows, columns = ((side - size) // 2 for side in shape[:2])
+    whole = np.zeros(tuple(shape), np.uint8)
+    turned = np.rot90(np.moveaxis(slices, 0, 2), -TURNS, axes=(0, 1))
+    whole[rows : rows + size, columns : columns + size] = turned
+    return whole
+
+
+def normalised_slices(array: NDArray[Any], size: int, where: str) -> NDArray[np.float64]:
+    """The slices (n, size, size, C) of a scan (C, rows, columns, slices), by one mean and standard
+    deviation over all of them."""
+    if min(array.shape[1:3]) < size:
+        found = f"has slices of {array.shape[1]}x{array.shape[2]}"
+        raise InputError(where, found, f"at least {size}x{size}")
+    image = turned_slices(np.moveaxis(array, 0, 3), size).astype(np.float64)
+    if not (std := image.std()):
+        raise InputError(where, "has one value everywhere")
+    return (image - image.mean()) / std
+
+
+def find_scans(folder: Path) -> list[tuple[str, tuple[Path, ...]]]:
+    """The scans at or below `folder` by name, with the files of their modalities; labels are not
+    needed. Raises InputError where there is none."""
+    found = []
+    for first in sorted(folder.rglob("*_t1.nii*")):
+        own, end = first.parent, first.name.partition("_t1")[2]
+        name = first.name.partition("_t1")[0]
+        paths = tuple(own / f"{name}_{which}{end}" for which in MODALITIES)
+        if all(path.exists() for path in paths):
+            found.append((name, paths))
+    if not found:
+        accepted = "arrays of slices (.npy), or X_t1, X_t2, X_flair and X_t1ce as .nii.gz"
+        raise InputError(str(folder), "has nothing to predict", accepted)
+    return found
+
+
 def read_brain(brain: Brain, size: int) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
     """The slices (n, size, size, 4) of a brain and of its mask; raises InputError."""
     scan = read_scan(list(brain.images))
@@ -139,12 +178,10 @@ def read_brain(brain: Brain, size: int) -> tuple[NDArray[np.float64], NDArray[np
         raise InputError(f"{brain.name}, {brain.images[0]}", found, f"at least --size {size}")
     if strange := sorted(set(np.unique(label).tolist()) - set(VALUES)):
         raise InputError(where, f"has the values {strange}", f"those of BraTS, {VALUES}")
-    image = turned_slices(np.moveaxis(scan.array, 0, 3), size).astype(np.float64)
-    if not (std := image.std()):
-        raise InputError(f"{brain.name}, {brain.images[0]}", "has one value everywhere")
+    image = normalised_slices(scan.array, size, f"{brain.name}, {brain.images[0]}")
     planes = [np.zeros(label.shape, np.uint8), *(label == value for value in VALUES[1:])]
     masks = turned_slices(np.stack(planes, axis=3).astype(np.uint8), size)
-    return (image - image.mean()) / std, masks
+    return image, masks
 
 
 def split_rows(
