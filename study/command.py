@@ -93,7 +93,10 @@ def settings_from(options: Given, here: Path) -> Settings:
         raise InputError("--lr-scheduler-gamma", found, "above 0, at most 1")
     name = check.new_name() if o["study_name"] is None else check.check_name(o["study_name"])
     data = Path(os.path.abspath(here / o["data"]))
-    kind: Kind = kind_of(data) if o["trial_command"] is None else "images"
+    kind = kind_of(data)
+    if o["trial_command"] is not None and kind != "images":
+        found = f"is for images, and {data} holds prepared {kind}"
+        raise InputError("--trial-command", found, "a folder of images and masks")
     for option, why in NO_MEANING[kind].items():
         if option in options.given and o[option.replace("-", "_")] is not None:
             raise InputError(f"--{option}", why, fix="leave it out")

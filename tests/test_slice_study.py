@@ -163,6 +163,7 @@ def test_a_part_without_foreground_is_told(tmp_path: Path) -> None:
         (("--labels", "labels.json"), "--labels: data.slices.target of --config"),
         (("--group-by", "x"), "--group-by: the slices of a patient stay together"),
         (("--split", "nothing.json"), "no such split file"),
+        (("--trial-command", "sh {config}"), "is for images, and"),
         (("--layers", "layers/unet3d_small.json"), "is no network of slices"),
         (("--layers", "layers/keras_resunet.json"), "is a Keras network"),
         (("--layers", "layers/resunet.json"), "in_channels is 3, of the slices it would see 1"),

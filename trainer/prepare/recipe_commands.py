@@ -228,9 +228,8 @@ def _brats_slices(given: argparse.Namespace) -> None:
     print(f"Wrote {told} slices to {given.target}.")
     for note in made.notes:
         print(note)
-    print(
-        "Next: python -m trainer --config=configs/brain_slices.json, with these files as its data"
-    )
+    place = given.target / choices.ids[0] if choices.ids else given.target
+    print(f"Next: python rml_optimization.py --data {shlex.quote(str(place))}")
 
 
 RUNS: dict[str, Callable[[argparse.Namespace], None]] = {
