@@ -29,7 +29,7 @@ from study.storage import masked
 from study.view import duration, settings_of
 from study.volumes import BASE_FILE
 from trainer.config.override import value_at
-from trainer.data.split import Split
+from trainer.data.split import Split, patient_of
 from trainer.metrics import ImageScore, VolumeScore, class_dice
 from trainer.networks.description import parse_network
 from trainer.networks.keras.graph import is_keras
@@ -41,8 +41,6 @@ SIZE_ROWS = {
     "slices": "Slice size, batch size",
 }
 IN_A_BATCH = {"volumes": "crops", "slices": "slices"}
-ALIKE = {"images": ".", "volumes": ".", "slices": "; those of a patient are alike, so that"}
-ALIKE["slices"] += " they are too narrow for new patients."
 EDGE = 0.05
 """A best rate within this share of its range (on the logarithm) lies at an edge."""
 
@@ -290,13 +288,14 @@ def _class_rows(name: str, scores: list[ImageScore], classes: list[str]) -> list
 
 
 def _score_rows(
-    name: str, scores: list[ImageScore], classes: list[str], noun: str
+    name: str, scores: list[ImageScore], settings: Settings, split: Split
 ) -> list[tuple[str, str]]:
+    noun, patients = settings.noun, patient_of(split.patients.get(name.lower(), {}))
     lesions = [score for score in scores if not score.empty]
     empty = [score for score in scores if score.empty]
-    every = statistics.bootstrap_interval(scores, statistics.accuracy)
-    dice = statistics.bootstrap_interval(lesions, statistics.lesion_dice)
-    correct = statistics.bootstrap_interval(empty, statistics.empty_correct)
+    every = statistics.bootstrap_interval(scores, statistics.accuracy, patients)
+    dice = statistics.bootstrap_interval(lesions, statistics.lesion_dice, patients)
+    correct = statistics.bootstrap_interval(empty, statistics.empty_correct, patients)
     return [
         (f"{name} accuracy", f"{told(statistics.accuracy(scores), every)} on {len(scores)} {noun}"),
         (
@@ -307,7 +306,7 @@ def _score_rows(
             f"{name} without lesion",
             f"{told(statistics.empty_correct(scores), correct)} of {len(empty)} {noun} left empty",
         ),
-        *_class_rows(name, scores, classes),
+        *_class_rows(name, scores, split.masks.names),
     ]
 
 
@@ -360,16 +359,16 @@ def print_end(
         return
     on_validation, on_test = _scores(validation), _scores(test)
     if settings.select_on == "validation" and on_validation:
-        rows += _score_rows("Validation", on_validation, split.masks.names, settings.noun)
+        rows += _score_rows("Validation", on_validation, settings, split)
     elif settings.select_on == "test" and not on_test:
         rows.append(("Test accuracy", f"{best.max_acc:.3f}"))
     if on_test:
-        rows += _score_rows("Test", on_test, split.masks.names, settings.noun)
+        rows += _score_rows("Test", on_test, settings, split)
     if settings.select_on == "test":
         rows.append(("Chosen on", f"{_optimistic(settings)} (published protocol): optimistic"))
     rows += _warnings(settings, split, best, on_test if settings.kind == "images" else [])
     print_grid([(name, value) for name, value in rows], console)
-    for line in _next_steps(settings, launcher):
+    for line in _next_steps(settings, split, launcher):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -391,7 +390,7 @@ def print_end_of_volumes(
     rows += _rows_of_volumes("Test", test, split.masks.names)
     rows += _warnings(settings, split, best, [])
     print_grid(rows, console)
-    for line in _next_steps(settings, launcher):
+    for line in _next_steps(settings, split, launcher):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -446,7 +445,7 @@ def _places_outside(data: Path) -> list[Path]:
     return [place for place in places if not place.is_relative_to(here)]
 
 
-def _next_steps(settings: Settings, launcher: str) -> list[str]:
+def _next_steps(settings: Settings, split: Split, launcher: str) -> list[str]:
     config = paste.test_config()
     use = f"{paste.trainer('trainer')} {config}"
     if launcher == "docker":
@@ -457,7 +456,9 @@ def _next_steps(settings: Settings, launcher: str) -> list[str]:
         use = use.replace(" -w ", f"{binds} -w ")
         if len(outside) > MOST_BINDS:  # links to many places: a process follows them all
             use = f"{paste.trainer('trainer')} {config}"
-    over = f"{settings.noun}{ALIKE[settings.kind]}"
+    over = f"{settings.noun}."
+    if settings.kind == "slices":
+        over = "patients." if split.patients else "slices: too narrow for new patients."
     return [
         f"Numbers in brackets are 95 % bootstrap intervals over {over}",
         "Every trial: list_acc.json. The best model: best_model/. To predict and look:",

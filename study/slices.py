@@ -30,7 +30,7 @@ from trainer.data.slice_files import (
     row_name,
     scans_of,
 )
-from trainer.data.split import Parts
+from trainer.data.split import Parts, row_ranges
 from trainer.errors import InputError
 
 IMAGES = {"train": "imgs_train.npy", "test": "imgs_test.npy"}
@@ -87,16 +87,14 @@ class SliceArrays:
         """By their first scan."""
         return list(dict.fromkeys(one.patient for one in self.scans or ()))
 
-    def patients_with(self, names: list[str]) -> list[str]:
-        """Those that have one of these slices."""
-        wanted = set(names)
-        return list(
-            dict.fromkeys(
-                one.patient
-                for one in self.scans or ()
-                if not wanted.isdisjoint(self.names[one.first : one.last])
-            )
-        )
+    def patients_with(self, names: list[str]) -> dict[str, list[str]]:
+        """Those that have some of these slices, with the ranges of their rows."""
+        wanted = {int(name) for name in names}
+        rows: dict[str, list[int]] = {}
+        for one in self.scans or ():
+            if own := [row for row in range(one.first, one.last) if row in wanted]:
+                rows.setdefault(one.patient, []).extend(own)
+        return {patient: row_ranges(own) for patient, own in rows.items()}
 
 
 @dataclass(frozen=True)
@@ -209,8 +207,8 @@ class SliceDataset:
         """Whether there are patients enough to hold some out for so many parts."""
         return len(self.train.patients) > parts
 
-    def patients_of(self, parts: Parts) -> dict[str, list[str]]:
-        """The patients of each part; nothing where they are unknown."""
+    def patients_of(self, parts: Parts) -> dict[str, dict[str, list[str]]]:
+        """The patients of each part, see `Split.patients`; nothing where they are unknown."""
         if self.train.scans is None:
             return {}
         found = {

@@ -99,7 +99,7 @@ def make_split(dataset: AnyDataset, settings: Settings) -> Split:
     """The split of a new study: drawn, or with the parts of the file that `--split` names; of
     prepared volumes the parts that they have."""
     near_twins: list[str] = []
-    patients: dict[str, list[str]] = {}
+    patients: dict[str, dict[str, list[str]]] = {}
     if isinstance(dataset, Dataset):
         parts = _parts_of_images(dataset, settings)
         near_twins = _near_twins(dataset, parts)

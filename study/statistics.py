@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -21,23 +21,39 @@ Score = TypeVar("Score", ImageScore, VolumeScore)
 
 
 def bootstrap_interval(
-    scores: Sequence[Score], metric: Callable[[Sequence[Score]], float | None]
+    scores: Sequence[Score],
+    metric: Callable[[Sequence[Score]], float | None],
+    patient_of: Mapping[str, str] | None = None,
 ) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of `metric` over images or volumes (Efron 1979), seeded.
+    """95 % percentile bootstrap interval of `metric` over images or volumes (Efron 1979), seeded;
+    with `patient_of` (by name) over patients, all of whose slices are drawn together.
 
-    None where there are fewer than two images, or the metric has no value.
+    None where there are fewer than two of them, or the metric has no value.
     """
-    if len(scores) < 2 or metric(scores) is None:
+    units = _together([score.name for score in scores], patient_of)
+    if len(units) < 2 or metric(scores) is None:
         return None
     generator = np.random.default_rng(0)
     values = []
     for _ in range(RESAMPLES):
-        drawn = generator.integers(len(scores), size=len(scores))
-        value = metric([scores[i] for i in drawn])
+        drawn = generator.integers(len(units), size=len(units))
+        value = metric([scores[i] for unit in drawn for i in units[unit]])
         if value is not None:
             values.append(value)
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+def _together(
+    names: Sequence[str], patient_of: Mapping[str, str] | None
+) -> list[NDArray[np.int64]]:
+    """Indices of what is drawn together: of each patient, or of each by itself."""
+    if not patient_of:
+        return [np.array([index]) for index in range(len(names))]
+    found: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        found.setdefault(patient_of.get(name, name), []).append(index)
+    return [np.array(indices) for indices in found.values()]
 
 
 def accuracy(scores: Sequence[ImageScore]) -> float:
@@ -76,8 +92,11 @@ def paired(
     a: NDArray[np.float64],
     b: NDArray[np.float64],
     metric: Callable[[NDArray[np.float64]], float],
+    names: Sequence[str] = (),
+    patient_of: Mapping[str, str] | None = None,
 ) -> Paired:
-    """The difference of `metric` between two arrays with a row an image, in the same order.
+    """The difference of `metric` between two arrays with a row an image, in the same order. With
+    `patient_of` (of the rows' `names`) all rows of a patient are drawn and exchanged together.
 
     The interval is a 95 % percentile bootstrap over images (Efron 1979). p is two-sided, of the
     paired permutation test: were there no difference, which model gave which of an image's two
@@ -87,12 +106,17 @@ def paired(
     """
     generator = np.random.default_rng(0)
     observed = metric(b) - metric(a)
-    drawn = [generator.integers(len(a), size=len(a)) for _ in range(RESAMPLES)]
+    units = _together(names or [""] * len(a), patient_of)
+    unit_of = np.zeros(len(a), np.int64)
+    for number, rows in enumerate(units):
+        unit_of[rows] = number
+    draws = [generator.integers(len(units), size=len(units)) for _ in range(RESAMPLES)]
+    drawn = [np.concatenate([units[unit] for unit in one]) for one in draws]
     low, high = np.percentile([metric(b[i]) - metric(a[i]) for i in drawn], [2.5, 97.5])
     shape = (len(a),) + (1,) * (a.ndim - 1)
     extreme = 1
     for _ in range(PERMUTATIONS):
-        exchanged = generator.integers(2, size=shape).astype(bool)
+        exchanged = generator.integers(2, size=len(units)).astype(bool)[unit_of].reshape(shape)
         difference = metric(np.where(exchanged, a, b)) - metric(np.where(exchanged, b, a))
         extreme += abs(difference) >= abs(observed) - ROUNDING
     p = extreme / (PERMUTATIONS + 1)

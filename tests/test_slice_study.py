@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from study.slices import SliceDataset, base_of, read_slices
+from study.statistics import bootstrap_interval, lesion_dice, paired
 from tests import studies
 from tests.slices import EACH, write_slices
+from trainer.data.split import patient_of, row_ranges
 from trainer.errors import InputError
+from trainer.metrics import Counts, ImageScore
 from trainer.prepare.__main__ import main as prepare
 
 NETWORK = {"network": "unet", "width": 4, "depth": 2, "weights": None}
@@ -56,9 +59,11 @@ def test_whole_patients_are_held_out_by_the_seed(brains: Path) -> None:
     held = {int(name) // EACH for name in parts.validation}
     assert len(parts.validation) == len(held) * EACH == EACH
     assert {int(name) // EACH for name in parts.training} == set(range(8)) - held
-    assert patients["validation"] == [f"Brats17_{number:02d}" for number in held]
+    assert list(patients["validation"]) == [f"Brats17_{number:02d}" for number in held]
     assert not set(patients["training"]) & set(patients["validation"])
-    assert patients["test"] == ["Brats17_08", "Brats17_09"] and len(parts.test) == 2 * EACH
+    assert patients["test"] == {"Brats17_08": ["000000-000011"], "Brats17_09": ["000012-000023"]}
+    assert len(parts.test) == 2 * EACH
+    assert set(patient_of(patients["training"])) == set(parts.training)
     assert parts == dataset.parts_for(0, "validation")
     drawn = {tuple(dataset.parts_for(seed, "validation").validation) for seed in range(9)}
     assert len(drawn) > 2
@@ -117,6 +122,38 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     masks[7] = 1 - masks[7]
     np.save(tmp_path / "msks_train.npy", masks)
     assert opened(tmp_path).fingerprint != before
+
+
+def test_rows_are_told_as_ranges() -> None:
+    rows = [0, 3, 4, 5, 9]
+    assert row_ranges(rows) == ["000000-000000", "000003-000005", "000009-000009"]
+    assert list(patient_of({"a": row_ranges(rows)})) == [f"{row:06d}" for row in rows]
+    assert row_ranges([]) == []
+
+
+def test_intervals_are_over_patients() -> None:
+    def score(name: str, tp: int) -> ImageScore:
+        counts = (Counts(tp, 0, 10 - tp, 90),)
+        return ImageScore(name, counts, counts)
+
+    scores = [score(f"{row:06d}", 9 if row < 50 else 1) for row in range(100)]
+    alone = bootstrap_interval(scores, lesion_dice)
+    of = {one.name: "ab"[int(one.name) // 50] for one in scores}
+    together = bootstrap_interval(scores, lesion_dice, of)
+    assert alone is not None and together is not None
+    assert alone[1] - alone[0] < 0.2
+    assert together == pytest.approx((2 * 1 / 11, 2 * 9 / 19))  # both times the same patient
+    assert bootstrap_interval(scores[:50], lesion_dice, of) is None
+
+
+def test_a_difference_of_two_patients_is_never_sure() -> None:
+    a, names = np.zeros(100), [f"{row:06d}" for row in range(100)]
+    b = a + np.linspace(0.1, 0.2, 100)
+    of = {name: "ab"[int(name) // 50] for name in names}
+    assert paired(a, b, lambda rows: float(rows.mean())).p < 0.001
+    assert paired(a, b, lambda rows: float(rows.mean()), names, of).p == pytest.approx(
+        0.5, abs=0.02
+    )
 
 
 # ---- wrong input ----
@@ -225,7 +262,7 @@ def test_a_study_of_slices_from_their_folder_alone(tmp_path: Path) -> None:
         "configs/brain_slices.json, with batches that fit",
         "Losses log_dice, dice, bce",
         "3 complete, 0 pruned, 0 fail",
-        "intervals over slices; those of a patient are alike",
+        "bootstrap intervals over patients",
     ):
         assert part in told, part
     first = listed(tmp_path)[0]

@@ -21,6 +21,7 @@ from study.commands.history import Past, read_object
 from study.records import BEST_FOLDER, CONFIG_FILE, SPLIT_FILE, move_aside
 from study.statistics import RESAMPLES, Paired, paired
 from study.view import number
+from trainer.data.split import patient_of
 from trainer.errors import InputError
 from trainer.events import RESULT_FILE
 from trainer.metrics import Counts, ImageScore, VolumeScore, accuracy
@@ -177,7 +178,7 @@ def _never_scored(past: Past) -> str:
     data = config.get("data") if isinstance(config, dict) else None
     if not isinstance(data, dict):
         return ""
-    if data.get("type") == "images" and "test_target_path" not in data:
+    if data.get("type") in ("images", "numpy") and "test_target_path" not in data:
         return ": its test images have no masks"
     if data.get("type") == "images" and "split" not in data:
         return ": its trials ran in a foreign image, which tells no score of an image"
@@ -185,7 +186,9 @@ def _never_scored(past: Past) -> str:
 
 
 def _difference_table(a: Past, b: Past, scores: list[tuple[Score, Score]]) -> str:
-    what = "images"
+    told = read_object(a.folder / SPLIT_FILE).get("patients")
+    patients = patient_of(told.get("test") or {}) if isinstance(told, dict) else {}
+    what = "slices" if patients else "images"
     lesions = [pair for pair in scores if not (isinstance(pair[0], ImageScore) and pair[0].empty)]
     if isinstance(scores[0][0], VolumeScore):  # every case counts once, as in the study
         what = "cases"
@@ -194,9 +197,11 @@ def _difference_table(a: Past, b: Past, scores: list[tuple[Score, Score]]) -> st
             _row("foreground Dice", scores, _dice, np.mean),
         ]
     else:
-        rows = [_row("accuracy, all images", scores, _pixels, _pooled_accuracy)]
-    if lesions and what == "images":
-        rows.append(_row("foreground Dice, images with a lesion", lesions, _dice, np.mean))
+        rows = [_row(f"accuracy, all {what}", scores, _pixels, _pooled_accuracy, patients)]
+    if lesions and what != "cases":
+        name = f"foreground Dice, {what} with a lesion"
+        rows.append(_row(name, lesions, _dice, np.mean, patients))
+    unit = "patients" if patients else what
     better = sum(y.dice > x.dice for x, y in lesions)
     worse = sum(y.dice < x.dice for x, y in lesions)
     table = tabulate(
@@ -209,9 +214,9 @@ def _difference_table(a: Past, b: Past, scores: list[tuple[Score, Score]]) -> st
             table,
             f"Dice of B is higher on {better} {what}, lower on {worse}, equal on "
             f"{len(lesions) - better - worse}.",
-            f"Interval: bootstrap over {what}, {RESAMPLES} samples. p: two-sided paired "
-            f"permutation test (A and B exchanged {what.removesuffix('s')} by "
-            f"{what.removesuffix('s')}).",
+            f"Interval: bootstrap over {unit}, {RESAMPLES} samples. p: two-sided paired "
+            f"permutation test (A and B exchanged {unit.removesuffix('s')} by "
+            f"{unit.removesuffix('s')}).",
             f"Best trials: A {a.best.trial if a.best else '?'}, B {b.best.trial if b.best else '?'}"
             ". One training each: the difference is one of these two models, not of settings.",
         ]
@@ -223,9 +228,11 @@ def _row(
     pairs: list[tuple[Score, Score]],
     numbers: Callable[[Score], Any],
     metric: Callable[[NDArray[np.float64]], Any],
+    patients: dict[str, str] | None = None,
 ) -> list[str]:
     columns = [np.array([numbers(pair[side]) for pair in pairs], np.float64) for side in (0, 1)]
-    found: Paired = paired(columns[0], columns[1], metric)
+    names = [pair[0].name for pair in pairs]
+    found: Paired = paired(columns[0], columns[1], metric, names, patients)
     interval = f"{found.low:+.3f} to {found.high:+.3f}" if len(pairs) > 1 else "-"
     p = f"{found.p:.4f}" if len(pairs) > 1 else "-"
     values = (number(found.a), number(found.b), f"{found.b - found.a:+.3f}")

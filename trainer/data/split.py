@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.config import read_json
 from trainer.data.masks import Masks
+from trainer.data.slice_files import row_name
 from trainer.errors import InputError
 
 
@@ -51,8 +52,26 @@ class Split(BaseModel):
     masks: Masks
     near_twins: list[str] = []
     """Test images that have a near-identical image among the training images."""
-    patients: dict[str, list[str]] = {}
-    """Of slices, where it is known: the patients of each part."""
+    patients: dict[str, dict[str, list[str]]] = {}
+    """Of slices, where it is known: the patients of each part, with their rows from first to last,
+    like 000026-000051."""
+
+
+def row_ranges(rows: Sequence[int]) -> list[str]:
+    """Ascending rows as ranges: 3, 4, 5, 9 are 000003-000005 and 000009-000009."""
+    starts = [row for n, row in enumerate(rows) if n == 0 or rows[n - 1] != row - 1]
+    ends = [row for n, row in enumerate(rows) if n == len(rows) - 1 or rows[n + 1] != row + 1]
+    return [f"{row_name(a)}-{row_name(b)}" for a, b in zip(starts, ends, strict=True)]
+
+
+def patient_of(patients: dict[str, list[str]]) -> dict[str, str]:
+    """The patient of each slice by its name, of one part of `Split.patients`."""
+    return {
+        row_name(row): patient
+        for patient, ranges in patients.items()
+        for told in ranges
+        for row in range(int(told.partition("-")[0]), int(told.partition("-")[2]) + 1)
+    }
 
 
 def read_split(path: str | Path) -> Split:
