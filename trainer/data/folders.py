@@ -158,8 +158,8 @@ def list_images(folder: Path, paired: bool = True) -> tuple[list[Path], list[Inp
         if suffix in DICOM_SUFFIXES:
             faults.append(InputError(str(path), "this is a DICOM file", "8-bit images", DICOM_FIX))
         elif suffix_of(path):
-            fix = "of volumes: python -m trainer.prepare --help"
-            faults.append(InputError(str(path), "this is a scan", "8-bit images", fix))
+            told = "this is a scan, which python -m trainer.prepare takes"
+            faults.append(InputError(str(path), told, "8-bit images"))
         elif suffix not in SUFFIXES:
             accepted = ", ".join(SUFFIXES)
             faults.append(InputError(str(path), "this is not an image", accepted, "move it away"))
