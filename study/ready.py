@@ -22,9 +22,10 @@ from study.split import make_split
 from study.start_weights import StartWeights, find_start_weights
 from study.volumes import VolumeDataset, read_volumes
 from trainer.config import parse_config
+from trainer.config.override import value_at
 from trainer.data.split import Split, read_split
 from trainer.errors import InputError
-from trainer.networks.description import parse_network
+from trainer.networks.description import check_size, parse_network
 
 
 class Ready(NamedTuple):
@@ -115,9 +116,13 @@ def check_space(settings: Settings, dataset: Dataset | VolumeDataset, start: Sta
         )
         try:
             parse_config(content, "configuration")
-            parse_network(network, "layers")
+            described = parse_network(network, "layers")
+            size = value_at(content, "neural_network.data.patches.size")
+            if settings.volumes and size:
+                check_size(described, size, "data.patches, size")
         except InputError as error:
-            raise InputError(where, str(error), error.accepted, error.fix) from None
+            found = f"{error.where}: {error.found}" if error.where else error.found
+            raise InputError(where, found, error.accepted, error.fix) from None
 
 
 def inputs_of(
