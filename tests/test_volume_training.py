@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,11 +209,15 @@ def test_a_scan_of_other_channels_is_named_and_the_rest_predicted(
     nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), scans / "good.nii")
     nibabel.save(nibabel.Nifti1Image(np.stack([image] * 2, -1), np.eye(4)), scans / "two.nii")
     (scans / "broken.nii").write_bytes(b"no scan")
+    shutil.copy(scans / "good.nii", os.fsdecode(bytes(scans) + b"/odd\xff.nii"))
     best = str(trained / "checkpoints/best.pt")
     assert predict([str(scans), "--model", best, "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     assert "two" in out and "2 channels, the model was trained on CT" in out
     assert "broken" in out and (tmp_path / "out/masks/good.nii").exists()
+    assert "odd\\udcff': its name is no UTF-8" in out
+    assert review([str(tmp_path / "out/predictions.h5")]) == 2
+    assert f"look at {tmp_path / 'out/overlays'}" in capsys.readouterr().err
 
 
 def test_a_model_of_volumes_is_used_from_python(trained: Path, prepared: Path) -> None:

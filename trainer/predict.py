@@ -144,10 +144,11 @@ def list_scan_source(
     `channels` are those of the model. Raises InputError where there is no scan, or two have one
     name.
     """
-    scans = {one.name: one.paths for one in list_scans(source, channels)}
-    skipped: dict[str, str] = {}
+    found = list_scans(source, channels)
+    scans = {one.name: one.paths for one in found if _is_text(one.name)}
+    skipped = {ascii(one.name): "its name is no UTF-8" for one in found if one.name not in scans}
     if source.is_dir():
-        taken = {path for paths in scans.values() for path in paths}
+        taken = {path for one in found for path in one.paths}
         for path in sorted(source.iterdir()):
             within = any(path == one or path in one.parents for one in taken)
             voxels_of = path.with_suffix(".mhd")  # a header that names this file

@@ -331,6 +331,9 @@ def prepare(
         if case.name in ("", ".", "..") or "/" in case.name:
             found = f"gives a case the name '{case.name}'"
             raise InputError(str(case.images[0]), found, "a name", "rename the file")
+        if not case.name.isprintable():
+            found = f"gives a case the name {case.name!a}"
+            raise InputError(str(case.images[0]), found, "a name of text", "rename the file")
     jobs = choices.jobs or min(4, os.cpu_count() or 1)
     shape = three(choices.reshape, "--reshape", int) if choices.reshape else None
     spacing: Any = choices.spacing
