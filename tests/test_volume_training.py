@@ -294,14 +294,20 @@ def test_accumulated_batches_are_one_large_batch(prepared: Path, tmp_path: Path)
         assert torch.allclose(value, found[1][key], atol=1e-5), key
 
 
-def test_a_partial_group_makes_a_step_too(prepared: Path, tmp_path: Path) -> None:
-    content = configuration(prepared, num_epochs=1)
-    neural = content["neural_network"]
-    neural["data"]["patches"]["per_case"] = 1  # 6 crops: batches of 2, groups of 2 and 1
-    neural["optimizer"] = {"type": "sgd", "learning_rate": 0.1, "accumulate_batches": 2}
-    assert run(content, tmp_path / "a")["exit_code"] == 0
-    lines = (tmp_path / "a/trainer.log").read_text()
-    assert lines.count("Train Epoch") == 3
+def test_a_partial_group_makes_a_step_of_its_own_mean(prepared: Path, tmp_path: Path) -> None:
+    """6 crops: batches of 2 in groups of two and one are batches of 4 and 2."""
+    found = []
+    for name, batch, accumulated in (("one", 4, 1), ("two", 2, 2)):
+        content = configuration(prepared, num_epochs=1)
+        data = content["neural_network"]["data"]
+        data.update(transforms=[], input_transforms=[], batch_size=batch)
+        data["patches"]["per_case"] = 1
+        optimizer = {"type": "sgd", "learning_rate": 0.1, "accumulate_batches": accumulated}
+        content["neural_network"]["optimizer"] = optimizer
+        assert run(content, tmp_path / name)["exit_code"] == 0
+        found.append(weights(tmp_path / name))
+    for key, value in found[0].items():
+        assert torch.allclose(value, found[1][key], atol=1e-5), key
 
 
 @pytest.mark.slow
