@@ -69,7 +69,8 @@ def study(
     num_trials: Annotated[int, _option("--num-trials", "-nt", help="Trials of the study.")] = 50,
     num_epochs: Annotated[int, _option("--num-epochs", "-ne", help="Epochs of a trial.")] = 50,
     data: Annotated[
-        Path, _option("--data", help="Folder of images and masks, or of prepared volumes.")
+        Path,
+        _option("--data", help="Folder of images and masks, or of prepared volumes or slices."),
     ] = Path("./data"),
     labels: Annotated[
         Path | None,

@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from launchers import Job, Running
 from launchers.choice import Place, choose_launcher
 from study import failures, paste
-from study.dataset import Dataset
+from study.data_kinds import AnyDataset, check_network
 from study.interruption import Interrupted, Interruption
 from study.lock import DriverLock
 from study.promotion import Promotion, best_of
@@ -41,13 +41,12 @@ from study.records import (
 )
 from study.render import network_of, render, render_test
 from study.report import print_end, print_end_of_command
-from study.settings import Settings, check_network
+from study.settings import Settings
 from study.slots import Slot
 from study.space import first_points, suggest
 from study.start_weights import StartWeights
 from study.storage import DEFAULT_STORAGE, MadeWith, Storage, masked, masked_text
 from study.view import StudyView
-from study.volumes import VolumeDataset
 from trainer.data.split import Split
 from trainer.errors import InputError, RmlError
 from trainer.events import METRICS_FILE, RESULT_FILE, UNREADABLE
@@ -79,7 +78,7 @@ class Driver:
     folder: Path
     place: Place
     slot: Slot
-    dataset: Dataset | VolumeDataset
+    dataset: AnyDataset
     split: Split
     start: StartWeights
     study: optuna.Study

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from study import settings as check
+from study import slices
+from study.data_kinds import NO_MEANING, kind_of
 from study.lock import LOCK_FILE
-from study.settings import Settings
+from study.settings import Kind, Settings
 from study.slots import apple_gpu, gpus
 from study.space_file import read_space
 from study.trial_command import parse_trial_command
-from study.volumes import BASE_FILE, holds_volumes
+from study.volumes import BASE_FILE
 from trainer.config import read_json
 from trainer.config.override import value_at
 from trainer.data.labels import read_labels
 from trainer.errors import InputError
 
 NOT_GIVEN = ("", "none")
+MAY_BE_LEFT_OUT = ("docker-image", "batch-size")
+"""Options that a record names only where they were typed: then they say another thing."""
+
+OTHER_LOSSES: dict[Kind, str] = {"images": "", "volumes": ",dice_ce,dice", "slices": ",dice,bce"}
+"""That are searched beside the base's own."""
 
 
 @dataclass
 class Given:
-    """The options' values by parameter name, and the names of those that were typed."""
+    """The options' values by parameter name, the names of those that were typed, and on resume of
+    those that the study had."""
 
     options: dict[str, Any]
     given: set[str]
+    recorded: set[str] = field(default_factory=set)
+
+    @property
+    def settled(self) -> set[str]:
+        """What no base configuration decides any more."""
+        return self.given | self.recorded
 
 
 def last_study(here: Path, asks: str = "--resume") -> str:
@@ -41,9 +55,10 @@ def last_study(here: Path, asks: str = "--resume") -> str:
 def fill_from_record(options: Given, recorded: dict[str, Any]) -> None:
     """On resume, an option that was not typed has the value that the study had."""
     for name, value in recorded.items():
-        if name not in options.given and not (name == "docker-image" and value is None):
+        if name not in options.given and not (name in MAY_BE_LEFT_OUT and value is None):
             options.options[name.replace("-", "_")] = value
-            options.given |= {"docker-image"} if name == "docker-image" else set()
+            options.recorded.add(name)
+            options.given |= {name} if name in MAY_BE_LEFT_OUT else set()
 
 
 def settings_from(options: Given, here: Path) -> Settings:
@@ -78,24 +93,27 @@ def settings_from(options: Given, here: Path) -> Settings:
         raise InputError("--lr-scheduler-gamma", found, "above 0, at most 1")
     name = check.new_name() if o["study_name"] is None else check.check_name(o["study_name"])
     data = Path(os.path.abspath(here / o["data"]))
-    volumes = o["trial_command"] is None and holds_volumes(data)
+    kind: Kind = kind_of(data) if o["trial_command"] is None else "images"
+    for option, why in NO_MEANING[kind].items():
+        if option in options.given and o[option.replace("-", "_")] is not None:
+            raise InputError(f"--{option}", why, fix="leave it out")
     config = Path(os.path.abspath(here / o["config"])) if o["config"] else None
-    base_file = config or (data / BASE_FILE if volumes else None)
-    if volumes and base_file and not config and not base_file.is_file():
+    base_file = config or {"volumes": data / BASE_FILE, "slices": slices.BASE}.get(kind)
+    if kind == "volumes" and base_file and not config and not base_file.is_file():
         found = f"has no {BASE_FILE}"
         raise InputError(str(data), found, "a folder of trainer.prepare", "or name a --config")
     base = check.read_base(base_file) if base_file else None
+    if kind == "slices" and not config:
+        base = slices.base_of(data)
     if base is not None:
-        _fill_from_base(options, base, volumes)
+        _fill_from_base(options, base, kind)
     space_file = Path(os.path.abspath(here / o["space"])) if o["space"] else None
     space = read_space(space_file) if space_file else None
-    if space and space.grid and "num-trials" not in options.given:
+    if space and space.grid and "num-trials" not in options.settled:
         o["num_trials"] = len(space.points())
     if space and space.grid and o["num_trials"] > len(space.points()):
         found = f"{o['num_trials']} trials of a grid of {len(space.points())}"
         raise InputError("--num-trials", found, "as many as the grid has points, or fewer")
-    if volumes and o["labels"]:
-        raise InputError("--labels", "the volumes name their classes", "leave it out")
     optimizers = check.check_names("optimizers", "optimizer", o["optimizers"])
     labels = Path(os.path.abspath(here / o["labels"])) if o["labels"] else None
     classes = tuple(read_labels(labels)) if labels else ()
@@ -157,42 +175,42 @@ def settings_from(options: Given, here: Path) -> Settings:
         space_file=space_file,
         space=space,
         network=read_json(layers, "layers file") if space else None,
-        volumes=volumes,
+        kind=kind,
         batch_size_given="batch-size" in options.given,
     )
 
 
-def _fill_from_base(options: Given, base: dict[str, Any], volumes: bool) -> None:
-    """Options that were not typed follow the base configuration, where it says something.
+def _fill_from_base(options: Given, base: dict[str, Any], kind: Kind) -> None:
+    """Options that nobody decided follow the base configuration, where it says something.
 
-    Of volumes, the base's own optimizer and loss are the first of those that are searched, and its
-    rate lies in the range.
+    Of volumes and slices, the base's own optimizer and loss are the first of those that are
+    searched, and its rate lies in the range.
     """
-    o, typed = options.options, options.given
+    o, settled = options.options, options.settled
     optimizer, rate = value_at(base, "optimizer.type"), value_at(base, "optimizer.learning_rate")
     loss, epochs = value_at(base, "loss.function"), base.get("num_epochs")
-    if "seed" not in typed and isinstance(seed := base.get("seed"), int) and seed >= 0:
+    if "seed" not in settled and isinstance(seed := base.get("seed"), int) and seed >= 0:
         o["seed"] = seed
-    if "num-epochs" not in typed and isinstance(epochs, int):
+    if "num-epochs" not in settled and isinstance(epochs, int):
         o["num_epochs"] = epochs
-    if "layers" not in typed and isinstance(base.get("layers"), str):
+    if "layers" not in settled and isinstance(base.get("layers"), str):
         o["layers"] = base["layers"]
-    if "optimizers" not in typed and isinstance(optimizer, str):
+    if "optimizers" not in settled and isinstance(optimizer, str):
         o["optimizers"] = f"{optimizer},{o['optimizers']}"
-    if "loss" not in typed and isinstance(loss, str):
-        o["loss"] = f"{loss},dice_ce,dice" if volumes else loss
+    if "loss" not in settled and isinstance(loss, str):
+        o["loss"] = loss + OTHER_LOSSES[kind]
     if isinstance(rate, int | float) and rate > 0:
-        if "lr-range-min" not in typed:
+        if "lr-range-min" not in settled:
             o["lr_range_min"] = min(o["lr_range_min"], rate)
-        if "lr-range-max" not in typed:
+        if "lr-range-max" not in settled:
             o["lr_range_max"] = max(o["lr_range_max"], rate)
-    if "metric" not in typed and (volumes or value_at(base, "evaluation.metric")):
+    if "metric" not in settled and (kind == "volumes" or value_at(base, "evaluation.metric")):
         o["metric"] = value_at(base, "evaluation.metric") or "foreground_dice"
     size = next(
         (one["resize"][0] for one in value_at(base, "data.transforms") or [] if "resize" in one),
         None,
     )
-    if "image-size" not in typed and isinstance(size, int):
+    if "image-size" not in settled and isinstance(size, int):
         o["image_size"] = size
 
 

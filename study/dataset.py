@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from study.settings import Settings
 from trainer.data.folders import Layout, Pair, find_layout, pair
 from trainer.data.images import mask_array, open_image
 from trainer.data.labels import MaskClass, class_indices
@@ -25,6 +26,16 @@ from trainer.data.masks import FEW_VALUES, NEAR_EXTREME, PEAK, Masks, MaskValues
 from trainer.data.twins import TWIN_SIDE, small_grey, standardised
 from trainer.data.twins import twins as twin_rows
 from trainer.errors import InputError, joined
+
+AUGMENT_LIGHT: list[dict[str, float]] = [
+    {"random_horizontal_flip": 0.5},
+    {"random_rotate": 10},
+    {"random_zoom": 0.1},
+]
+AUGMENT_LIGHT_INPUTS: list[dict[str, float]] = [
+    {"random_brightness": 0.1},
+    {"random_contrast": 0.2},
+]
 
 FEWEST_IMAGES = 10
 CLASS_OF_ITS_OWN = 0.02
@@ -97,7 +108,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The data of a study. `test` is None where the folder has one part only.
+    """Images as the data of a study. `test` is None where the folder has one part only.
 
     `mask_shares` are the values of the masks, or the classes where they are named, with their
     share of the pixels.
@@ -111,6 +122,9 @@ class Dataset:
     mask_shares: list[tuple[int, float]]
     grey: bool
     fingerprint: str
+
+    splits = True
+    """Whether trials read a split file."""
 
     @property
     def all_images(self) -> list[Images]:
@@ -131,6 +145,77 @@ class Dataset:
     def channels(self) -> int:
         """Channels of a network for these images: 1 where all are grey, else 3."""
         return 1 if self.grey else 3
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """What trials read."""
+        one = self.layout
+        folders = (one.inputs, one.targets, one.test_inputs, one.test_targets)
+        return tuple(folder.resolve() for folder in folders if folder)
+
+    def trial_data(self, settings: Settings, split: Path | None, foreign: bool) -> dict[str, Any]:
+        """Where a trial reads images, and how."""
+        layout = self.layout
+        data: dict[str, Any] = {
+            "type": "images",
+            "input_path": _folder_text(layout.inputs.resolve()),
+            "target_path": _folder_text(layout.targets.resolve()),
+        }
+        if layout.test_inputs and layout.test_targets and settings.select_on == "test":
+            data["test_input_path"] = _folder_text(layout.test_inputs.resolve())
+            data["test_target_path"] = _folder_text(layout.test_targets.resolve())
+        elif settings.select_on == "test":  # one folder only: its part `test`, the split names it
+            data["test_input_path"] = data["input_path"]
+            data["test_target_path"] = data["target_path"]
+        light = settings.augment == "light" and not foreign
+        size = {"resize": [settings.image_size, settings.image_size]}
+        return data | {
+            **({"split": str(split)} if split else {}),
+            **_reading(settings),
+            "transforms": [size, *(AUGMENT_LIGHT if light else [])],
+            **({"input_transforms": AUGMENT_LIGHT_INPUTS} if light else {}),
+        }
+
+    def test_data(
+        self,
+        settings: Settings,
+        near: Callable[[Path], str],
+        split: str | None,
+        output: str | None,
+        sized: bool,
+    ) -> dict[str, Any]:
+        """Where the test images are, in a data set of one part all of it, of which the split names
+        some; see `render_test`."""
+        layout = self.layout
+        inputs = layout.test_inputs or layout.inputs
+        targets = layout.test_targets if layout.test_inputs else layout.targets
+        return {
+            "type": "images",
+            "test_input_path": f"{near(inputs.resolve())}/",
+            **({"test_target_path": f"{near(targets.resolve())}/"} if targets else {}),
+            **({"test_output_path": output} if output else {}),
+            **({"split": split} if split else {}),
+            **_reading(settings),
+            **(
+                {"transforms": [{"resize": [settings.image_size, settings.image_size]}]}
+                if sized
+                else {}
+            ),
+        }
+
+
+def _folder_text(path: Path) -> str:
+    """A folder as configurations write it, with a slash at its end."""
+    return f"{path}/"
+
+
+def _reading(settings: Settings) -> dict[str, Any]:
+    return {
+        "test_batch_size": 2 * settings.batch_size,
+        "preload": True,
+        "target_grayscale": True,
+        "target_is_mask": True,
+    }
 
 
 def _scan(pair: Pair, classes: list[MaskClass]) -> Scanned:

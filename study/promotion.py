@@ -8,7 +8,7 @@ from typing import Any
 
 from launchers.choice import Place
 from launchers.image import source_hash
-from study.dataset import Dataset
+from study.data_kinds import AnyDataset
 from study.records import (
     LAYERS_FILE,
     MODEL_FILE,
@@ -21,7 +21,6 @@ from study.records import (
 from study.render import network_of, render_test
 from study.settings import Settings
 from study.start_weights import StartWeights
-from study.volumes import VolumeDataset
 
 SCHEMA_VERSION = 1
 
@@ -48,7 +47,7 @@ class Promotion:
     folder: Path
     here: Path
     place: Place
-    dataset: Dataset | VolumeDataset
+    dataset: AnyDataset
     start: StartWeights
     records: Records
 

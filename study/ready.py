@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from launchers.choice import Place
-from study.dataset import Dataset, read_dataset
+from study.data_kinds import AnyDataset, read_data
+from study.dataset import Dataset
 from study.foreign import check_foreign
 from study.records import SPLIT_FILE
 from study.render import network_of, render
@@ -20,7 +21,6 @@ from study.slots import Slot, choose_slot
 from study.space import first_points
 from study.split import make_split
 from study.start_weights import StartWeights, find_start_weights
-from study.volumes import VolumeDataset, read_volumes
 from trainer.config import parse_config
 from trainer.config.override import value_at
 from trainer.data.split import Split, read_split
@@ -32,7 +32,7 @@ class Ready(NamedTuple):
     """A study that could begin: all that is decided before anything is written or started."""
 
     settings: Settings
-    dataset: Dataset | VolumeDataset
+    dataset: AnyDataset
     split: Split
     slot: Slot
     start: StartWeights
@@ -60,21 +60,14 @@ def make_ready(
     settings: Settings, resume: bool, here: Path, folder: Path, console: Console, place: Place
 ) -> Ready:
     """Reads the data, draws the split (or takes that of the study to resume), and decides."""
-    dataset: Dataset | VolumeDataset
-    if settings.volumes:
-        dataset = read_volumes(settings.data, settings.select_on)
-    else:
-        with console.status("reading the data …") as status:
-            dataset = read_dataset(
-                settings.data,
-                list(settings.classes),
-                lambda done, total: status.update(f"reading the data: {done}/{total}"),
-            )
+    dataset = read_data(settings, console)
     if settings.select_on == "test" and not dataset.test_has_truth:
-        raise InputError("--select-on test", "the test images have no masks", "validation")
+        raise InputError(
+            "--select-on test", f"the test {settings.noun} have no masks", "validation"
+        )
     if place.foreign:
-        if isinstance(dataset, VolumeDataset):
-            found = "is a foreign image: it knows no prepared volumes"
+        if not isinstance(dataset, Dataset):
+            found = f"is a foreign image: it knows no prepared {settings.kind}"
             raise InputError(f"--docker-image {settings.docker_image}", found, "an image of ours")
         check_foreign(settings, dataset)
     size = None if settings.trial_command else describe(settings.layers)
@@ -92,7 +85,7 @@ def make_ready(
     return Ready(settings, dataset, split, slot, start, size, needed, free)
 
 
-def check_space(settings: Settings, dataset: Dataset | VolumeDataset, start: StartWeights) -> None:
+def check_space(settings: Settings, dataset: AnyDataset, start: StartWeights) -> None:
     """Raises InputError where a value of --space, or the base, makes no configuration that the
     trainer takes: every choice and both ends of each range are tried, one at a time."""
     if settings.base is None and settings.space is None:
@@ -126,13 +119,7 @@ def check_space(settings: Settings, dataset: Dataset | VolumeDataset, start: Sta
 
 
 def inputs_of(
-    dataset: Dataset | VolumeDataset, split_file: Path | None, start: StartWeights
+    dataset: AnyDataset, split_file: Path | None, start: StartWeights
 ) -> tuple[Path, ...]:
     """What a trial reads outside its run folder."""
-    if isinstance(dataset, VolumeDataset):
-        return (*dataset.inputs, *start.files)
-    layout = dataset.layout
-    folders = (layout.inputs, layout.targets, layout.test_inputs, layout.test_targets)
-    inputs = [folder.resolve() for folder in folders if folder]
-    inputs += [split_file] if split_file else []
-    return (*inputs, *start.files)
+    return (*dataset.inputs, *([split_file] if split_file else []), *start.files)

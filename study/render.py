@@ -7,21 +7,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from study.dataset import Dataset
+from study.data_kinds import AnyDataset
 from study.settings import Settings
-from study.volumes import VolumeDataset
 from trainer.config.override import assign
-from trainer.data.folders import Layout
-
-AUGMENT_LIGHT: list[dict[str, float]] = [
-    {"random_horizontal_flip": 0.5},
-    {"random_rotate": 10},
-    {"random_zoom": 0.1},
-]
-AUGMENT_LIGHT_INPUTS: list[dict[str, float]] = [
-    {"random_brightness": 0.1},
-    {"random_contrast": 0.2},
-]
 
 OUTPUTS = ("mlperf_log", "tensorboard")
 """Keys of a configuration that name what a run writes, beside those that a study decides."""
@@ -31,18 +19,6 @@ NETWORK = "layers."
 
 HESSIAN_ITERATIONS = 10
 """In each batch; the language's default of 2000 is for a batch that is all the data."""
-
-
-def test_folders(layout: Layout) -> tuple[Path, Path | None]:
-    """Inputs and targets of the test images; in a data set of one part, those of all."""
-    if layout.test_inputs:
-        return layout.test_inputs, layout.test_targets
-    return layout.inputs, layout.targets
-
-
-def folder_text(path: Path) -> str:
-    """A folder as configurations write it, with a slash at its end."""
-    return f"{path}/"
 
 
 def schedule_sections(kinds: str, settings: Settings) -> list[dict[str, Any]]:
@@ -86,7 +62,7 @@ def loss_section(function: str, settings: Settings) -> dict[str, Any]:
 def render(
     params: dict[str, Any],
     settings: Settings,
-    dataset: Dataset | VolumeDataset,
+    dataset: AnyDataset,
     *,
     layers: str,
     split: Path | None,
@@ -106,11 +82,9 @@ def render(
         if base.get(key):
             base[key] = Path(str(base[key])).name
     own = base.pop("data", {})
-    if isinstance(dataset, VolumeDataset):
-        data = {**_volume_data(settings, dataset), **_without_paths(own)}
-        base["seed"] = settings.seed  # for images the split has it
-    else:
-        data = {**_image_data(settings, dataset.layout, split, foreign), **_without_paths(own)}
+    data = {**dataset.trial_data(settings, split, foreign), **_without_paths(own)}
+    if not foreign and not dataset.splits:
+        base["seed"] = settings.seed  # elsewhere the split has it
     if settings.batch_size_given or "batch_size" not in data:
         data["batch_size"] = settings.batch_size
     checkpoints: dict[str, Any] = {"save": "checkpoints/", "interval": 1} if foreign else {}
@@ -168,47 +142,9 @@ def _without_paths(data: dict[str, Any]) -> dict[str, Any]:
     return {key: v for key, v in data.items() if not key.endswith("_path") and key not in ours}
 
 
-def _volume_data(settings: Settings, dataset: VolumeDataset) -> dict[str, Any]:
-    """Where a trial reads prepared volumes."""
-    chosen = "test" if settings.select_on == "test" else "validation"
-    return {
-        "type": "hdf5",
-        "input_path": str(dataset.files["training"]),
-        "test_input_path": str(dataset.files[chosen]),
-    }
-
-
-def _image_data(
-    settings: Settings, layout: Layout, split: Path | None, foreign: bool
-) -> dict[str, Any]:
-    """Where a trial reads images, and how."""
-    data: dict[str, Any] = {
-        "type": "images",
-        "input_path": folder_text(layout.inputs.resolve()),
-        "target_path": folder_text(layout.targets.resolve()),
-    }
-    if layout.test_inputs and layout.test_targets and settings.select_on == "test":
-        data["test_input_path"] = folder_text(layout.test_inputs.resolve())
-        data["test_target_path"] = folder_text(layout.test_targets.resolve())
-    elif settings.select_on == "test":  # one folder only: its part `test`, which the split names
-        data["test_input_path"] = data["input_path"]
-        data["test_target_path"] = data["target_path"]
-    light = settings.augment == "light" and not foreign
-    size = {"resize": [settings.image_size, settings.image_size]}
-    return data | {
-        **({"split": str(split)} if split else {}),
-        "test_batch_size": 2 * settings.batch_size,
-        "preload": True,
-        "target_grayscale": True,
-        "target_is_mask": True,
-        "transforms": [size, *(AUGMENT_LIGHT if light else [])],
-        **({"input_transforms": AUGMENT_LIGHT_INPUTS} if light else {}),
-    }
-
-
 def render_test(
     settings: Settings,
-    dataset: Dataset | VolumeDataset,
+    dataset: AnyDataset,
     loss: str,
     *,
     load: str,
@@ -222,35 +158,11 @@ def render_test(
     `near` writes the real absolute path of an input in another way; without targets the test images
     are predicted only. With `layers` (a foreign image) the network and its size are written out.
     """
-    size = {"resize": [settings.image_size, settings.image_size]}
-    if isinstance(dataset, VolumeDataset):
-        file = dataset.files.get("test") or dataset.files["validation"]
-        data: dict[str, Any] = {"type": "hdf5", "test_input_path": near(file)}
-        more: dict[str, Any] = {
-            "test_batch_size": (settings.base or {}).get("data", {}).get("test_batch_size", 1)
-        }
-    else:
-        inputs, targets = test_folders(dataset.layout)
-        data = {"type": "images", "test_input_path": f"{near(inputs.resolve())}/"}
-        if targets:
-            data["test_target_path"] = f"{near(targets.resolve())}/"
-        more = {
-            "test_batch_size": 2 * settings.batch_size,
-            "preload": True,
-            "target_grayscale": True,
-            "target_is_mask": True,
-            **({"transforms": [size]} if layers else {}),
-        }
     return {
         "neural_network": {
             **({"layers": layers} if layers else {}),
             "checkpoints": {"load": load},
-            "data": {
-                **data,
-                **({"test_output_path": output} if output else {}),
-                **({"split": split} if split and isinstance(dataset, Dataset) else {}),
-                **more,
-            },
+            "data": dataset.test_data(settings, near, split, output, sized=layers is not None),
             "loss": loss_section(loss, settings),
         }
     }

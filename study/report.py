@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Sequence
-from math import log, prod
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from tabulate import tabulate
 
 from launchers.choice import Place
 from launchers.mounts import mounts
-from study import paste, statistics
+from study import paste, slices, statistics
+from study.data_kinds import AnyDataset
 from study.dataset import Dataset, score_of_nothing
 from study.records import MODEL_FILE, TrialRecord, checkpoint_of, run_name
 from study.resources import megabytes
@@ -26,7 +27,7 @@ from study.start_weights import StartWeights
 from study.statistics import told
 from study.storage import masked
 from study.view import duration, settings_of
-from study.volumes import BASE_FILE, VolumeDataset
+from study.volumes import BASE_FILE
 from trainer.config.override import value_at
 from trainer.data.split import Split
 from trainer.metrics import ImageScore, VolumeScore, class_dice
@@ -34,6 +35,14 @@ from trainer.networks.description import parse_network
 from trainer.networks.keras.graph import is_keras
 
 MOST_BINDS = 8
+SIZE_ROWS = {
+    "images": "Image size, batch size",
+    "volumes": "Crop size, batch size",
+    "slices": "Slice size, batch size",
+}
+IN_A_BATCH = {"volumes": "crops", "slices": "slices"}
+ALIKE = {"images": ".", "volumes": ".", "slices": "; those of a patient are alike, so that"}
+ALIKE["slices"] += " they are too narrow for new patients."
 EDGE = 0.05
 """A best rate within this share of its range (on the logarithm) lies at an edge."""
 
@@ -59,35 +68,9 @@ def _parts(dataset: Dataset, split: Split) -> str:
     return parts + f"{len(split.parts.test)} test ({where})"
 
 
-def volume_rows(
-    dataset: VolumeDataset, parts: dict[str, int], chosen: str
-) -> list[tuple[str, str]]:
-    """What is told of prepared volumes; `parts` counts their cases, `chosen` names the part that
-    trials are chosen on."""
-    cases = [case for part in dataset.parts.values() for case in part]
-    shapes = sorted((case.grid.shape for case in cases), key=prod)
-    smallest, largest = ("x".join(map(str, shape)) for shape in (shapes[0], shapes[-1]))
-    spacing = dataset.header.preparation.spacing_mm
-    told = " x ".join(f"{mm:g}" for mm in spacing) + " mm" if spacing else "each case its own"
-    nothing = dataset.score_of_nothing(dataset.parts[chosen])
-    test = "" if dataset.test_has_truth else " (not scored)"
-    return [
-        (
-            "Cases",
-            f"{len(cases)}: {parts['training']} training, {parts['validation']} validation, "
-            f"{parts['test']} test{test}; chosen on {chosen}",
-        ),
-        ("Channels", ", ".join(dataset.header.channels)),
-        ("Sizes, spacing", f"{smallest} to {largest} voxels, {told}"),
-        ("Classes", ", ".join(f"{name} {share:.2%}" for name, share in dataset.shares())),
-        ("Predicting nothing scores", f"accuracy {nothing:.3f}, foreground Dice about 0"),
-    ]
-
-
-def _data_rows(dataset: Dataset | VolumeDataset, split: Split) -> list[tuple[str, str]]:
-    if isinstance(dataset, VolumeDataset):
-        counts = {part: len(names) for part, names in split.parts.model_dump().items()}
-        return volume_rows(dataset, counts, split.select_on)
+def _data_rows(dataset: AnyDataset, split: Split) -> list[tuple[str, str]]:
+    if not isinstance(dataset, Dataset):
+        return dataset.rows(split.parts, split.select_on)
     sizes = [size for images in dataset.all_images for size in images.sizes]
     widths, heights = [s[0] for s in sizes], [s[1] for s in sizes]
     empty = sum(int(images.empty.sum()) for images in dataset.images_with_truth)
@@ -159,7 +142,7 @@ def print_settings(
     settings: Settings,
     place: Place,
     slot: Slot,
-    dataset: Dataset | VolumeDataset,
+    dataset: AnyDataset,
     split: Split,
     start: StartWeights,
     network_size: dict[str, int] | None,
@@ -173,15 +156,17 @@ def print_settings(
     if s.lr_schedules and s.lr_scheduler_gamma is not None:
         schedule += f", gamma {s.lr_scheduler_gamma:g}"
     on = (
-        f"the validation {'cases' if s.volumes else 'images'}"
+        f"the validation {s.noun}"
         if s.select_on == "validation"
-        else ("THE TEST IMAGES (--select-on test, the published protocol): the score is optimistic")
+        else f"{_optimistic(s)} (--select-on test, the published protocol): the score is optimistic"
     )
     size = f", {network_size['parameters'] / 1e6:.1f} M parameters" if network_size else ""
     size = ", your own code; its size is known when a trial runs" if start.module else size
     big = ""
-    if not s.gpu and s.layers.name == "unet_small.json":
+    if not s.gpu and s.kind == "images" and s.layers.name == "unet_small.json":
         big = "; the big one: --layers ./layers/resunet.json --image-size 256"
+    if not s.gpu and s.kind == "slices" and s.layers.name == "unet2d_brain.json":
+        big = "; a fast one: --layers ./layers/unet_small.json"
     searched = [
         ("Optimizers", ", ".join(s.optimizers)),
         ("Losses", ", ".join(s.losses)),
@@ -190,13 +175,6 @@ def print_settings(
     ]
     if s.space:
         searched = [("Search space", s.space.told)]
-    seen = f"{s.image_size}x{s.image_size} pixels, {_channels(start)}, {s.batch_size} images"
-    if s.base is not None and not s.batch_size_given:
-        batch = value_at(s.base, "data.batch_size") or s.batch_size
-        seen = f"{s.image_size}x{s.image_size} pixels, {_channels(start)}, {batch} images"
-        if s.volumes:
-            crop = "x".join(map(str, value_at(s.base, "data.patches.size") or ["?"]))
-            seen = f"{crop} voxels, {batch} crops"
     rows = [
         ("Study", s.study_name),
         ("Trials", f"{s.num_trials} of {s.num_epochs} epochs"),
@@ -206,10 +184,10 @@ def print_settings(
         if s.trial_command
         else ("Network", f"{s.layers}{size}{big}"),
         ("Weights", start.label),
-        ("Base configuration", str(s.config or s.data / BASE_FILE))
+        ("Base configuration", _base(s))
         if s.base is not None
         else ("Augmentation", "none (foreign image)" if place.foreign else s.augment),
-        ("Crop size, batch size" if s.volumes else "Image size, batch size", seen),
+        (SIZE_ROWS[s.kind], _seen(s, start, dataset)),
         ("Chosen on", f"{on}, by {s.metric}"),
         ("Pruning", "median, after 5 complete trials" if s.prune else "off"),
         ("Seed", str(s.seed)),
@@ -222,6 +200,28 @@ def print_settings(
         ("Storage", _storage(s.storage)),
     ]
     print_grid(rows, console)
+
+
+def _optimistic(settings: Settings) -> str:
+    return f"THE TEST {settings.noun.upper()}"
+
+
+def _base(settings: Settings) -> str:
+    """Where what is not searched comes from."""
+    if settings.config or settings.kind != "slices":
+        return str(settings.config or settings.data / BASE_FILE)
+    return f"{slices.BASE}, with batches that fit these slices"
+
+
+def _seen(settings: Settings, start: StartWeights, dataset: AnyDataset) -> str:
+    """What the network sees at a time."""
+    batch = settings.batch_size
+    if settings.base is not None and not settings.batch_size_given:
+        batch = value_at(settings.base, "data.batch_size") or batch
+    if not isinstance(dataset, Dataset):
+        return f"{dataset.seen(settings)}, {batch} {IN_A_BATCH[settings.kind]}"
+    side = settings.image_size
+    return f"{side}x{side} pixels, {_channels(start)}, {batch} images"
 
 
 def _channels(start: StartWeights) -> str:
@@ -289,21 +289,23 @@ def _class_rows(name: str, scores: list[ImageScore], classes: list[str]) -> list
     return rows
 
 
-def _score_rows(name: str, scores: list[ImageScore], classes: list[str]) -> list[tuple[str, str]]:
+def _score_rows(
+    name: str, scores: list[ImageScore], classes: list[str], noun: str
+) -> list[tuple[str, str]]:
     lesions = [score for score in scores if not score.empty]
     empty = [score for score in scores if score.empty]
     every = statistics.bootstrap_interval(scores, statistics.accuracy)
     dice = statistics.bootstrap_interval(lesions, statistics.lesion_dice)
     correct = statistics.bootstrap_interval(empty, statistics.empty_correct)
     return [
-        (f"{name} accuracy", f"{told(statistics.accuracy(scores), every)} on {len(scores)} images"),
+        (f"{name} accuracy", f"{told(statistics.accuracy(scores), every)} on {len(scores)} {noun}"),
         (
             f"{name} foreground Dice",
-            f"{told(statistics.lesion_dice(scores), dice)} on {len(lesions)} lesion images",
+            f"{told(statistics.lesion_dice(scores), dice)} on {len(lesions)} lesion {noun}",
         ),
         (
             f"{name} without lesion",
-            f"{told(statistics.empty_correct(scores), correct)} of {len(empty)} images left empty",
+            f"{told(statistics.empty_correct(scores), correct)} of {len(empty)} {noun} left empty",
         ),
         *_class_rows(name, scores, classes),
     ]
@@ -353,19 +355,19 @@ def print_end(
 ) -> None:
     """The best trial, its scores, what to doubt about them, and the command to use the model."""
     rows = _trial_rows(settings, best, records)
-    if settings.volumes:
+    if settings.kind == "volumes":
         print_end_of_volumes(settings, split, best, rows, validation, test, launcher, console)
         return
     on_validation, on_test = _scores(validation), _scores(test)
     if settings.select_on == "validation" and on_validation:
-        rows += _score_rows("Validation", on_validation, split.masks.names)
+        rows += _score_rows("Validation", on_validation, split.masks.names, settings.noun)
     elif settings.select_on == "test" and not on_test:
         rows.append(("Test accuracy", f"{best.max_acc:.3f}"))
     if on_test:
-        rows += _score_rows("Test", on_test, split.masks.names)
+        rows += _score_rows("Test", on_test, split.masks.names, settings.noun)
     if settings.select_on == "test":
-        rows.append(("Chosen on", "THE TEST IMAGES (published protocol): optimistic"))
-    rows += _warnings(settings, split, best, on_test)
+        rows.append(("Chosen on", f"{_optimistic(settings)} (published protocol): optimistic"))
+    rows += _warnings(settings, split, best, on_test if settings.kind == "images" else [])
     print_grid([(name, value) for name, value in rows], console)
     for line in _next_steps(settings, launcher):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -385,7 +387,7 @@ def print_end_of_volumes(
     if settings.select_on == "validation":
         rows += _rows_of_volumes("Validation", validation, split.masks.names)
     else:
-        rows.append(("Chosen on", "THE TEST CASES (published protocol): optimistic"))
+        rows.append(("Chosen on", f"{_optimistic(settings)} (published protocol): optimistic"))
     rows += _rows_of_volumes("Test", test, split.masks.names)
     rows += _warnings(settings, split, best, [])
     print_grid(rows, console)
@@ -411,7 +413,7 @@ def print_end_of_command(
         (f"Its {settings.metric}", f"{best.value:.3f}, as the command told it"),
     ]
     if settings.select_on == "test":
-        rows.append(("Chosen on", "THE TEST IMAGES (published protocol): optimistic"))
+        rows.append(("Chosen on", f"{_optimistic(settings)} (published protocol): optimistic"))
     else:
         rows.append(("Test images", "not evaluated: only your command knows how"))
     rows.append(("Model", kept))
@@ -445,7 +447,6 @@ def _places_outside(data: Path) -> list[Path]:
 
 
 def _next_steps(settings: Settings, launcher: str) -> list[str]:
-    what = "cases" if settings.volumes else "images"
     config = paste.test_config()
     use = f"{paste.trainer('trainer')} {config}"
     if launcher == "docker":
@@ -456,8 +457,9 @@ def _next_steps(settings: Settings, launcher: str) -> list[str]:
         use = use.replace(" -w ", f"{binds} -w ")
         if len(outside) > MOST_BINDS:  # links to many places: a process follows them all
             use = f"{paste.trainer('trainer')} {config}"
+    over = f"{settings.noun}{ALIKE[settings.kind]}"
     return [
-        f"Numbers in brackets are 95 % bootstrap intervals over {what}.",
+        f"Numbers in brackets are 95 % bootstrap intervals over {over}",
         "Every trial: list_acc.json. The best model: best_model/. To predict and look:",
         f"  {use}",
         f"  {paste.trainer('trainer.review')} predictions/output_1.h5",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from study.space_file import Space
 from study.trial_command import TrialCommand
@@ -21,10 +21,8 @@ from trainer.config import (
     known_name,
     read_configuration,
 )
-from trainer.config.override import value_at
 from trainer.data.labels import MaskClass
 from trainer.errors import InputError, nearest
-from trainer.networks.description import Network, check_size, read_network
 
 PROGRAM_FOLDER = Path(__file__).resolve().parent.parent
 CHECKPOINT_SUFFIXES = (".pt", ".safetensors", ".h5", ".hdf5")
@@ -48,6 +46,8 @@ CHANGEABLE = (
     "keep-checkpoints",
 )
 USUAL_LOSSES, USUAL_LOSSES_OF_CLASSES = ("bce", "dice"), ("nll", "dice")
+Kind = Literal["images", "volumes", "slices"]
+NOUNS: dict[Kind, str] = {"images": "images", "volumes": "cases", "slices": "slices"}
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -90,14 +90,20 @@ class Settings:
     trial_command: TrialCommand | None = None
     config: Path | None = None
     base: dict[str, Any] | None = None
-    """What is not searched: the section neural_network of --config, or of the configuration beside
-    prepared volumes."""
+    """What is not searched: the section neural_network of --config, of the configuration beside
+    prepared volumes, or of configs/brain_slices.json."""
     space_file: Path | None = None
     space: Space | None = None
     network: dict[str, Any] | None = None
     """The network file's content, where a search space names keys of it."""
-    volumes: bool = False
+    kind: Kind = "images"
+    """Of the data."""
     batch_size_given: bool = True
+
+    @property
+    def noun(self) -> str:
+        """What one of the data is called, in the plural."""
+        return NOUNS[self.kind]
 
     def options(self) -> dict[str, Any]:
         """Every option of the command line with its value, by name; a resume begins from them."""
@@ -108,7 +114,7 @@ class Settings:
             "num-trials": self.num_trials,
             "num-epochs": self.num_epochs,
             "labels": str(self.labels) if self.labels else None,
-            "batch-size": self.batch_size,
+            "batch-size": self.batch_size if self.batch_size_given or self.base is None else None,
             "optimizers": ",".join(self.optimizers),
             "loss": ",".join(self.losses),
             "lr-range-min": self.lr_min,
@@ -270,19 +276,6 @@ def find_layers(text: str, beside: Path | None = None) -> Path:
     names = sorted(p.name for p in (PROGRAM_FOLDER / "layers").glob("*.json"))
     fix = f"give one of ./layers/: {', '.join(names)}"
     raise InputError("--layers", f"there is no file '{text}'", "a network file (JSON)", fix)
-
-
-def check_network(settings: Settings) -> Network:
-    """The network of a layers file, which must take the image size, or the crops of volumes."""
-    network = read_network(settings.layers)
-    if settings.volumes:
-        if network.dimensions != 3:
-            raise InputError(str(settings.layers), "is no network of volumes", '"dimensions": 3')
-        if size := value_at(settings.base or {}, "data.patches.size"):
-            check_size(network, size, "data.patches, size")
-    else:
-        check_size(network, (settings.image_size,) * 2, "--image-size")
-    return network
 
 
 def check_weights(value: str, transfer_learning: str) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from study.data_kinds import AnyDataset
 from study.dataset import Dataset, Images, twins
 from study.settings import Settings
-from study.volumes import VolumeDataset
+from study.slices import SliceDataset
 from trainer.data.split import Parts, Split, read_split
 from trainer.data.twins import grouped
 from trainer.errors import InputError
@@ -94,41 +95,45 @@ def draw(
     return {name: [images.names[i] for i in sorted(indices)] for name, indices in parts.items()}
 
 
-def make_split(dataset: Dataset | VolumeDataset, settings: Settings) -> Split:
+def make_split(dataset: AnyDataset, settings: Settings) -> Split:
     """The split of a new study: drawn, or with the parts of the file that `--split` names; of
     prepared volumes the parts that they have."""
-    if isinstance(dataset, VolumeDataset):
-        for option, value in (("--split", settings.split), ("--group-by", settings.group_by)):
-            if value is not None:
-                found = "prepared volumes are split already"
-                raise InputError(option, found, fix="leave it out, or prepare them again")
-        names = {part: [case.name for case in cases] for part, cases in dataset.parts.items()}
-        return Split(
-            seed=settings.seed,
-            select_on="test" if settings.select_on == "test" else "validation",
-            metric=settings.metric,
-            parts=Parts(**names),
-            masks=dataset.masks,
-        )
-    if settings.split:
-        parts = _given_parts(dataset, str(settings.split), settings.select_on)
+    near_twins: list[str] = []
+    patients: dict[str, list[str]] = {}
+    if isinstance(dataset, Dataset):
+        parts = _parts_of_images(dataset, settings)
+        near_twins = _near_twins(dataset, parts)
+    elif isinstance(dataset, SliceDataset):
+        if settings.split:
+            parts = _given_parts(dataset, str(settings.split), settings.select_on)
+        else:
+            parts = dataset.parts_for(settings.seed, settings.select_on)
+        dataset.check_parts(parts)
+        patients = dataset.patients_of(parts)
     else:
-        shares = {"validation": SHARE} if settings.select_on == "validation" else {}
-        shares |= {} if dataset.test else {"test": SHARE}
-        drawn = draw(dataset.train, settings.group_by, settings.seed, shares) if shares else {}
-        parts = Parts(
-            training=drawn.get("training", dataset.train.names),
-            validation=drawn.get("validation", []),
-            test=dataset.test.names if dataset.test else drawn["test"],
-        )
+        parts = dataset.own_parts()
     return Split(
         seed=settings.seed,
-        select_on=settings.select_on,
+        select_on="test" if settings.select_on == "test" else "validation",
         metric=settings.metric,
         group_by=settings.group_by,
         parts=parts,
         masks=dataset.masks,
-        near_twins=_near_twins(dataset, parts),
+        near_twins=near_twins,
+        patients=patients,
+    )
+
+
+def _parts_of_images(dataset: Dataset, settings: Settings) -> Parts:
+    if settings.split:
+        return _given_parts(dataset, str(settings.split), settings.select_on)
+    shares = {"validation": SHARE} if settings.select_on == "validation" else {}
+    shares |= {} if dataset.test else {"test": SHARE}
+    drawn = draw(dataset.train, settings.group_by, settings.seed, shares) if shares else {}
+    return Parts(
+        training=drawn.get("training", dataset.train.names),
+        validation=drawn.get("validation", []),
+        test=dataset.test.names if dataset.test else drawn["test"],
     )
 
 
@@ -154,7 +159,7 @@ def crossings(dataset: Dataset, parts: Parts, group_by: str | None) -> dict[str,
     }
 
 
-def _given_parts(dataset: Dataset, given: str, select_on: str) -> Parts:
+def _given_parts(dataset: Dataset | SliceDataset, given: str, select_on: str) -> Parts:
     parts = read_split(given).parts
     test_names = set((dataset.test or dataset.train).names)
     for names, known in (

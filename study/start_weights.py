@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from study import paste
-from study.dataset import Dataset
+from study.data_kinds import AnyDataset
 from study.settings import Settings
-from study.volumes import VolumeDataset
 from trainer.config import read_json
 from trainer.errors import InputError
 from trainer.files import write_json
@@ -83,7 +82,7 @@ def _with_weights(layers: Any, weights: str | None) -> Any:
     return layers if is_keras(layers) else {**layers, "weights": weights}
 
 
-def layers_for(settings: Settings, dataset: Dataset | VolumeDataset) -> Any:
+def layers_for(settings: Settings, dataset: AnyDataset) -> Any:
     """The network file's content, with channels, classes and activation by the data where it leaves
     them out; raises InputError where its classes are not those of the masks. A Keras file stays as
     it is."""
@@ -102,6 +101,11 @@ def layers_for(settings: Settings, dataset: Dataset | VolumeDataset) -> Any:
         raise InputError(f"{settings.layers}, classes", found, str(outputs), fix)
     if content.get("in_channels") is None:
         content["in_channels"] = dataset.channels
+    if settings.kind != "images" and content["in_channels"] != dataset.channels:
+        found = f"in_channels is {content['in_channels']}, of the {settings.kind} it would see "
+        found += f"{dataset.channels}"
+        fix = "leave it out: it follows the data"
+        raise InputError(str(settings.layers), found, str(dataset.channels), fix)
     activation = "sigmoid" if outputs == 1 else "softmax"
     content |= {"classes": outputs, "activation": activation}
     if not settings.trial_command:
@@ -109,12 +113,13 @@ def layers_for(settings: Settings, dataset: Dataset | VolumeDataset) -> Any:
     return content
 
 
-def _check_keras(content: Any, settings: Settings, dataset: Dataset | VolumeDataset) -> None:
+def _check_keras(content: Any, settings: Settings, dataset: AnyDataset) -> None:
     where = str(settings.layers)
     network = parse_network(content, where)
     graph = network.graph
-    if isinstance(dataset, VolumeDataset):
-        raise InputError(where, "is a Keras network", "for volumes, a network file of ours")
+    if settings.kind != "images":
+        accepted = f"for {settings.kind}, a network file of ours"
+        raise InputError(where, "is a Keras network", accepted)
     if network.dimensions != 2 or network.in_channels not in (1, 3):
         found = f"its input has {network.dimensions} dimensions and {network.in_channels} channels"
         raise InputError(where, found, "images of 1 or 3 channels")
@@ -132,9 +137,7 @@ def _check_keras(content: Any, settings: Settings, dataset: Dataset | VolumeData
         raise InputError(where, found, f"{dataset.masks.outputs}")
 
 
-def find_start_weights(
-    settings: Settings, dataset: Dataset | VolumeDataset, study_folder: Path
-) -> StartWeights:
+def find_start_weights(settings: Settings, dataset: AnyDataset, study_folder: Path) -> StartWeights:
     """The weights that `--weights` and `--transfer-learning` ask for; raises InputError.
 
     `auto`: an encoder's ImageNet weights where they were fetched before, else random ones.
@@ -152,7 +155,7 @@ def find_start_weights(
     )
 
 
-def _find(settings: Settings, dataset: Dataset | VolumeDataset, study_folder: Path) -> StartWeights:
+def _find(settings: Settings, dataset: AnyDataset, study_folder: Path) -> StartWeights:
     layers = layers_for(settings, dataset)
     shown = str(settings.layers)
     if settings.trial_command and settings.weights in ("auto", "imagenet", "none"):

@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
+from study.settings import Settings
 from trainer.data.labels import MaskClass
 from trainer.data.masks import Masks
+from trainer.data.split import Parts
 from trainer.data.volumes.volume_file import Case, Header, is_volume_file, open_volumes
 from trainer.errors import InputError
 
 PARTS = {"training": "train.h5", "validation": "validation.h5", "test": "test.h5"}
 BASE_FILE = "config.json"
 FINGERPRINT_FILE = "fingerprint.json"
+NO_MEANING = {
+    "image-size": "volumes are trained on in crops, whose size --config says",
+    "augment": "the transforms of volumes are those of --config",
+    "labels": "the volumes name their classes",
+    "split": "prepared volumes are split already",
+    "group-by": "prepared volumes are split already",
+}
+"""Options that say nothing of prepared volumes, and why."""
 
 
 def holds_volumes(folder: Path) -> bool:
@@ -35,6 +47,9 @@ class VolumeDataset:
     header: Header
     parts: dict[str, list[Case]]
     fingerprint: str
+
+    splits = False
+    """Whether trials read a split file; each part has a file of its own."""
 
     @property
     def masks(self) -> Masks:
@@ -65,6 +80,65 @@ class VolumeDataset:
     def inputs(self) -> tuple[Path, ...]:
         """What trials read."""
         return tuple(self.files.values())
+
+    def trial_data(self, settings: Settings, split: Path | None, foreign: bool) -> dict[str, Any]:
+        """Where a trial reads them."""
+        chosen = "test" if settings.select_on == "test" else "validation"
+        return {
+            "type": "hdf5",
+            "input_path": str(self.files["training"]),
+            "test_input_path": str(self.files[chosen]),
+        }
+
+    def test_data(
+        self,
+        settings: Settings,
+        near: Callable[[Path], str],
+        split: str | None,
+        output: str | None,
+        sized: bool,
+    ) -> dict[str, Any]:
+        """Where the test cases are, or where there are none those of the validation; see
+        `render_test`."""
+        own = (settings.base or {}).get("data", {})
+        return {
+            "type": "hdf5",
+            "test_input_path": near(self.files.get("test") or self.files["validation"]),
+            **({"test_output_path": output} if output else {}),
+            "test_batch_size": own.get("test_batch_size", 1),
+        }
+
+    def seen(self, settings: Settings) -> str:
+        """What the network sees at a time."""
+        own = (settings.base or {}).get("data", {}).get("patches") or {}
+        return "x".join(map(str, own.get("size") or ["?"])) + " voxels"
+
+    def own_parts(self) -> Parts:
+        """The cases of each part by name."""
+        names = {part: [case.name for case in cases] for part, cases in self.parts.items()}
+        return Parts(**names)
+
+    def rows(self, parts: Parts, chosen: str) -> list[tuple[str, str]]:
+        """What is told of them; `chosen` names the part that trials are chosen on."""
+        counts = {part: len(names) for part, names in parts.model_dump().items()}
+        cases = [case for part in self.parts.values() for case in part]
+        shapes = sorted((case.grid.shape for case in cases), key=prod)
+        smallest, largest = ("x".join(map(str, shape)) for shape in (shapes[0], shapes[-1]))
+        spacing = self.header.preparation.spacing_mm
+        told = " x ".join(f"{mm:g}" for mm in spacing) + " mm" if spacing else "each case its own"
+        nothing = self.score_of_nothing(self.parts[chosen])
+        test = "" if self.test_has_truth else " (not scored)"
+        return [
+            (
+                "Cases",
+                f"{len(cases)}: {counts['training']} training, {counts['validation']} validation, "
+                f"{counts['test']} test{test}; chosen on {chosen}",
+            ),
+            ("Channels", ", ".join(self.header.channels)),
+            ("Sizes, spacing", f"{smallest} to {largest} voxels, {told}"),
+            ("Classes", ", ".join(f"{name} {share:.2%}" for name, share in self.shares())),
+            ("Predicting nothing scores", f"accuracy {nothing:.3f}, foreground Dice about 0"),
+        ]
 
     def shares(self) -> list[tuple[str, float]]:
         """Each class with its share of all labelled voxels."""

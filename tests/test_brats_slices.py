@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from trainer.config import Slices
-from trainer.data.slice_set import list_slices
+from trainer.data.slice_files import list_slices
 from trainer.prepare.__main__ import main
 from trainer.prepare.brats_slices import Brain, Choices, find_brains, split_rows, turned_slices
 from trainer.prepare.phantoms import make_phantoms

@@ -12,7 +12,8 @@ import torch
 
 from trainer.__main__ import main
 from trainer.config import Slices
-from trainer.data.slice_set import SliceSet, list_slices
+from trainer.data.slice_files import list_slices
+from trainer.data.slice_set import SliceSet
 from trainer.errors import InputError
 from trainer.predict import main as predict
 

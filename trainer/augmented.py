@@ -25,10 +25,13 @@ from trainer.data.images import prepared
 from trainer.data.masks import read_masks
 from trainer.data.order import epoch_order
 from trainer.data.samples import Item
+from trainer.data.slice_files import CHANNELS, Slice, names_of
 from trainer.data.transforms import RANDOM, SIZING, BatchTransform
+from trainer.data.volumes.planes import grey
 from trainer.errors import InputError, nearest
 from trainer.overlay import colour_of
 from trainer.parts import Parts
+from trainer.review_slices import open_slice_arrays
 from trainer.usage import Usage, open_run
 
 PARTS = ("training", "validation", "test")
@@ -97,7 +100,8 @@ def find_case(pairs: Sequence[Item], case: str, part: str) -> int:
     if number.isdecimal():
         if number == case and int(case) < len(pairs):
             return int(case)
-        raise InputError(f"--case {case}", f"there are {len(pairs)} {part} images", _range(pairs))
+        noun = "slices" if isinstance(pairs[0], Slice) else "images"
+        raise InputError(f"--case {case}", f"there are {len(pairs)} {part} {noun}", _range(pairs))
     stems = [Path(name).with_suffix("").as_posix() for name in names]
     if case in stems:
         return stems.index(case)
@@ -122,13 +126,15 @@ def show_case(config_path: Path, case: str, part: str | None) -> Shown:
         raise InputError(f"--part {part}", found, " or ".join(sizes))
     index = find_case(sizes[part], case, part)
     pair = sizes[part][index]
+    if isinstance(pair, Slice):
+        return _show_slice(pair, f"{part} slice {index} of {len(sizes[part])}", usage)
     transform, images = usage.transform(), usage.open([pair])
     if (
         not isinstance(pair, Pair)
         or not isinstance(images, ImageSet)
         or not isinstance(transform, BatchTransform)
     ):
-        raise InputError(str(config_path), "its data are arrays", "a configuration of images")
+        raise InputError(str(config_path), "its data are arrays", "one of images or slices")
     raw, raw_targets = images.batch(torch.zeros(1, dtype=torch.long))
     x, targets = transform.evaluated(raw, raw_targets, torch.tensor([index]))
     channels = "1 channel" if usage.network.in_channels == 1 else "3 channels"
@@ -150,6 +156,26 @@ def show_case(config_path: Path, case: str, part: str | None) -> Shown:
         lines.append(f"drawn anew in every epoch: {random}")
         views += _versions(raw, raw_targets, index, config, parts, transform)
     return Shown(pair.name, lines, views, usage.masks.names if usage.masks else ["", "foreground"])
+
+
+def _show_slice(item: Slice, told: str, usage: Usage) -> Shown:
+    """A slice, which no transform changes: a view of each channel that the network gets."""
+    samples = usage.open([item])
+    raw, targets = samples.batch(torch.zeros(1, dtype=torch.long))
+    truth = None if targets is None else np.asarray(targets[0, 0].numpy() > 0, np.uint8)
+    names = names_of(item.files.inputs, "channels", CHANNELS)
+    views = []
+    for channel, values in zip(item.files.channels, raw[0].numpy(), strict=True):
+        shown = np.asarray(grey(values)[..., None].repeat(3, axis=2) / 255, np.float32)
+        size = f"{values.shape[1]}x{values.shape[0]}, {_values(torch.from_numpy(values))}"
+        name = names[channel] if channel < len(names) else str(channel)
+        views.append(View(f"channel {name}", size, shown, truth))
+    lines = [
+        f"{told} (0 is the first), row {item.row} of {item.files.inputs.name}",
+        "the network sees the same in every epoch: arrays of slices are not augmented",
+        "drawn from black (lowest half percent of the values) to white (highest)",
+    ]
+    return Shown(open_slice_arrays(item.files).name(item.row), lines, views, ["", "target"])
 
 
 def _versions(

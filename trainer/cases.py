@@ -73,6 +73,7 @@ class Review(NamedTuple):
     total: int
     threshold: float
     names: list[str]
+    noun: str = "images"
 
 
 class Source(NamedTuple):
@@ -236,7 +237,8 @@ def scored(
 def summary(review: Review) -> str:
     """One line: which images are shown, and how all of them scored."""
     shown, total = len(review.cases), review.total
-    which = f"all {total} images" if shown == total else f"{shown} of {total} images"
+    noun = review.noun
+    which = f"all {total} {noun}" if shown == total else f"{shown} of {total} {noun}"
     if not review.scores:
         return f"{which}, in file order; there is no truth"
     lesions = [score.dice for score in review.scores if score.lesion_pixels]

@@ -45,13 +45,15 @@ class SeenImages(BaseModel):
 
 
 class SliceUse(BaseModel):
-    """Which channels of slice arrays the network takes, and their size in pixels."""
+    """Which channels of slice arrays the network takes, their size in pixels, and which planes of
+    their masks it was trained to find (none: nobody knows)."""
 
     model_config = ConfigDict(frozen=True)
 
     channels: list[int]
     height: Side
     width: Side
+    target: list[int] = []
 
 
 class Use(BaseModel):

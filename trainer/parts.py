@@ -23,7 +23,7 @@ from trainer.data.folders import Pair, pair
 from trainer.data.idx import open_idx
 from trainer.data.masks import Masks
 from trainer.data.samples import Item
-from trainer.data.slice_set import list_slices
+from trainer.data.slice_files import Slice, list_slices
 from trainer.data.split import Split, chosen, read_split
 from trainer.data.volumes.volume_file import Case, Header, is_volume_file, open_volumes
 from trainer.errors import InputError, joined
@@ -170,11 +170,11 @@ def _labelled(
     return items, names
 
 
-def _chosen(items: Sequence[Item], names: list[str], where: str) -> list[Pair]:
-    pairs = [item for item in items if isinstance(item, Pair)]
-    if len(pairs) != len(items):
-        raise InputError("data.split", "a split file is of images", "leave it out for arrays")
-    return chosen(pairs, names, where)
+def _chosen(items: Sequence[Item], names: list[str], where: str) -> Sequence[Item]:
+    if not all(isinstance(item, Pair | Slice) for item in items):
+        accepted = "leave it out for volumes and other arrays"
+        raise InputError("data.split", "a split file is of images or slices", accepted)
+    return chosen(items, names, where)
 
 
 def open_parts(config: Config, class_names: Sequence[str] = ()) -> Parts:

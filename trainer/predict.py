@@ -43,7 +43,7 @@ from trainer.data.volumes.scans import list_scans, read_scan, write_label
 from trainer.errors import InputError, printable
 from trainer.events import METRICS_FILE, RUN_FILES, EventLog
 from trainer.files import open_plain, read_text, write_json
-from trainer.model import Model, load_model, model_file
+from trainer.model import Model, SliceUse, load_model, model_file
 from trainer.networks.weights import sha256
 from trainer.overlay import overlay
 from trainer.stopping import StopRequest
@@ -99,6 +99,7 @@ class Record(BaseModel):
     mask_values: dict[str, int | str]
     mirror: bool = False
     kind: Literal["images", "scans", "slices"] = "images"
+    slices: SliceUse | None = None
     images: list[Done] = []
     skipped: list[Skipped] = []
 
@@ -512,6 +513,7 @@ def _predict_slices(
         classes=list(values),
         mask_values=values,
         kind="slices",
+        slices=model.use.slices,
     )
     _write(record, out)
     for one in predict_slices(model, source, out, progress, stop.check):

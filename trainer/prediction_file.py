@@ -3,7 +3,8 @@
 `output_<epoch>.h5` has one float32 dataset a sample, the network's output: (C, H, W), (C, D, H, W)
 or, of labels, (classes,). It is named after its file (in subfolders: a group for each). The file's
 attributes say where the images lie, what masks mean, and whether a prediction, resized, lies upon
-its whole image (`whole_images`), for `python -m trainer.review`.
+its whole image (`whole_images`), and of slices which `slices` of their arrays were used, for
+`python -m trainer.review`.
 
 `hdf5_outfile` has one dataset a slicer, named after it: the blocks at their places, the mean where
 they overlap. It is (spatial …, C) where the input has no axis for channels, else (C, spatial …),
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -105,6 +107,9 @@ class PredictionFile:
         self._file.attrs["targets"] = targets or ""
         self._file.attrs["threshold"] = threshold
         self._file.attrs["whole_images"] = samples.own_size_comparable
+        if isinstance(samples, SliceSet):
+            told = {"channels": samples.files.channels, "target": samples.files.planes}
+            self._file.attrs["slices"] = json.dumps(told)
         if masks:
             self._file.attrs["masks"] = masks.model_dump_json()
 

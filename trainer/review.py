@@ -1,6 +1,7 @@
 """A picture of predictions: input, probability and truth side by side, the worst cases first.
 
     python -m trainer.review predictions/output_1.h5
+    python -m trainer.review predictions/imgs_test_predictions.npy        # slices
     python -m trainer.review prepared/train.h5 --case 3 --gif  # volumes: three planes
     python -m trainer.review --data config.json --case 0      # a case as the network sees it
 
@@ -23,6 +24,7 @@ from trainer.cases import Case, Review, gather, open_predictions, summary
 from trainer.errors import InputError, RmlError
 from trainer.overlay import COLOURS, colour_of
 from trainer.picture import check_picture, save_picture
+from trainer.review_slices import gather_slices, of_slices, open_slice_review
 from trainer.review_volumes import of_volumes
 
 MOST_IMAGES = 200
@@ -174,13 +176,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Draws inputs, predictions and truth side by side, the worst cases first; or, "
         "with --data, one case as the network sees it, before and after augmentation.",
     )
-    text = "output_<epoch>.h5, written by the trainer, or a file of prepared volumes"
+    text = "output_<epoch>.h5 or NAME_predictions.npy (slices), or a file of prepared volumes"
     parser.add_argument("predictions", type=Path, nargs="?", help=text)
     text = "picture to write (default: FILE.png beside it, or case_<N>.png here)"
     parser.add_argument("--out", type=Path, help=text)
     parser.add_argument("--images", type=int, help="images to draw (default: 12)")
-    parser.add_argument("--inputs", type=Path, help="folder of the images, if they moved")
-    parser.add_argument("--targets", type=Path, help="folder of the masks, if they moved")
+    text = "folder of the images (of slices: their file), if they moved"
+    parser.add_argument("--inputs", type=Path, help=text)
+    text = "folder of the masks (of slices: their file), if they moved"
+    parser.add_argument("--targets", type=Path, help=text)
     text = "a configuration, that of a trial too, whose data to look at"
     parser.add_argument("--data", type=Path, metavar="CONFIG", help=text)
     text = "one case: a name, or an index from 0 (with --data default: 0); of volumes, or with "
@@ -217,15 +221,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _review_volumes(given)
         if given.case is not None or given.gif:
             option = "--gif" if given.gif else "--case"
-            found = "draws images, all of them on a page"
+            found = "is drawn as a page of its images or slices"
             raise InputError(option, f"{given.predictions} {found}", "a file of volumes")
         out = given.out or given.predictions.with_suffix(".png")
         most = 12 if given.images is None else given.images
         if not 1 <= most <= MOST_IMAGES:
             raise InputError("--images", f"is {most}", f"1 to {MOST_IMAGES}")
-        with open_predictions(given.predictions, given.inputs, given.targets) as source:
+        if of_slices(given.predictions):
             check_picture(out)
-            review = gather(source, most)
+            slices = open_slice_review(given.predictions, given.inputs, given.targets)
+            review = gather_slices(slices, most)
+        else:
+            with open_predictions(given.predictions, given.inputs, given.targets) as source:
+                check_picture(out)
+                review = gather(source, most)
         draw_page(review, given.predictions.name, out)
     except RmlError as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -31,7 +31,7 @@ from trainer.data.arrays import Block
 from trainer.data.cache import ImageSet
 from trainer.data.order import batch_seed, shuffled_batches
 from trainer.data.samples import AnySamples, Item, Samples
-from trainer.data.slice_set import Slice
+from trainer.data.slice_files import Slice
 from trainer.data.transforms import BatchTransform
 from trainer.data.volumes.augment import AnyTransform
 from trainer.data.volumes.volume_file import Case

@@ -14,7 +14,7 @@ from trainer.config import LOSS_FIELDS, Config, Data, Window
 from trainer.data.labels import MOST_CLASSES, MaskClass
 from trainer.data.masks import Masks
 from trainer.data.samples import AnySamples, Item, open_samples
-from trainer.data.slice_set import Slice, SliceFiles
+from trainer.data.slice_files import Slice, SliceFiles
 from trainer.data.transforms import BatchTransform, size_of
 from trainer.data.volumes.augment import VolumeTransform
 from trainer.data.volumes.volume_file import Case, Header
@@ -148,6 +148,7 @@ class Usage:
                 "channels": list(self.slices.channels),
                 "height": self.slices.shape[0],
                 "width": self.slices.shape[1],
+                "target": list(self.slices.planes),
             }
             if self.slices
             else None,

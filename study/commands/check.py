@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from rich.console import Console
 
+from study.data_kinds import NO_MEANING, kind_of
 from study.dataset import (
     FEWEST_IMAGES,
     Scan,
@@ -29,9 +30,10 @@ from study.dataset import (
     scan,
     twins,
 )
-from study.report import print_grid, volume_rows
+from study.report import print_grid
+from study.slices import base_of, read_slices
 from study.split import group_keys
-from study.volumes import PARTS, holds_volumes, read_volumes
+from study.volumes import PARTS, read_volumes
 from trainer.data.folders import Pair
 from trainer.data.images import open_image, read_image
 from trainer.data.labels import MaskClass
@@ -95,8 +97,14 @@ def run_check(
 ) -> int:
     """Prints what was found and draws twelve overlays; 2 where a study would refuse the data."""
     check_picture(picture)
-    if holds_volumes(folder):
+    kind = kind_of(folder)
+    for option, given in (("labels", bool(classes)), ("group-by", group_by is not None)):
+        if given and option in NO_MEANING[kind]:
+            raise InputError(f"--{option}", NO_MEANING[kind][option], fix="leave it out")
+    if kind == "volumes":
         return _check_volumes(folder, picture, console)
+    if kind == "slices":
+        return _check_slices(folder, picture, console)
     with console.status("reading the data …") as status:
         found = scan(folder, classes, lambda done, total: status.update(f"reading: {done}/{total}"))
     masks = meaning_of(found, classes)
@@ -120,11 +128,23 @@ def _check_volumes(folder: Path, picture: Path, console: Console) -> int:
     from trainer.review_volumes import draw_volumes, open_volume_review
 
     dataset = read_volumes(folder, "validation")
-    sizes = {part: len(cases) for part, cases in dataset.parts.items()}
     rows = [("Data", str(folder)), ("Preparation", dataset.header.kind)]
-    print_grid([*rows, *volume_rows(dataset, sizes, "validation")], console)
+    print_grid([*rows, *dataset.rows(dataset.own_parts(), "validation")], console)
     with open_volume_review(folder / PARTS["training"]) as source:
         told = draw_volumes(source, None, OVERLAYS, picture, folder.name)
+    console.print(f"{picture}: {told} of the training part", markup=False, soft_wrap=True)
+    console.print("a study can run on this data", markup=False)
+    return 0
+
+
+def _check_slices(folder: Path, picture: Path, console: Console) -> int:
+    """The same for arrays of slices, as a study without --config uses them."""
+    from trainer.review_slices import draw_truth, open_slice_arrays
+
+    dataset = read_slices(folder, base_of(folder))
+    parts = dataset.parts_for(0, "validation")
+    print_grid([("Data", str(folder)), *dataset.rows(parts, "validation")], console)
+    told = draw_truth(open_slice_arrays(dataset.train.files), OVERLAYS, picture, folder.name)
     console.print(f"{picture}: {told} of the training part", markup=False, soft_wrap=True)
     console.print("a study can run on this data", markup=False)
     return 0

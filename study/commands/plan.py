@@ -18,23 +18,28 @@ from launchers import Job, Launcher
 from launchers.choice import choose_launcher
 from launchers.run_folder import device_inside, trainer_options
 from study import failures
-from study.dataset import Dataset
+from study.data_kinds import AnyDataset, check_network
 from study.ready import inputs_of, make_ready
 from study.records import SPLIT_FILE, run_name
 from study.render import network_of, render
 from study.report import print_grid
 from study.resources import megabytes
-from study.settings import Settings, check_network
+from study.settings import Settings
 from study.slots import Slot
 from study.space import first_points
 from study.start_weights import StartWeights
 from study.view import duration
-from study.volumes import VolumeDataset
 from trainer.errors import InputError, RmlError
 from trainer.events import RESULT_FILE
 from trainer.files import write_json
 
 POLL_SECONDS = 0.05
+WORDS = {
+    "images": ("an image", "images"),
+    "volumes": ("a case", "crops"),
+    "slices": ("a slice", "slices"),
+}
+"""What is read and evaluated, and what a training batch is of."""
 
 
 class MeasureFailed(RmlError):
@@ -128,7 +133,7 @@ def plan_study(settings: Settings, *, here: Path, console: Console) -> int:
 
 def measure_step(
     settings: Settings,
-    dataset: Dataset | VolumeDataset,
+    dataset: AnyDataset,
     start: StartWeights,
     slot: Slot,
     launcher: Launcher,
@@ -198,7 +203,7 @@ def print_plan(
     limited = settings.timeout_seconds is not None and settings.timeout_seconds < study
     seconds = settings.timeout_seconds if limited and settings.timeout_seconds else study
     ends = datetime.now() + timedelta(seconds=seconds)
-    one, several = ("a case", "crops") if settings.volumes else ("an image", "images")
+    one, several = WORDS[settings.kind]
     steps = f"{s['step']:.3g} s a step of {told['batch_size']} {several} on {told['device']}"
     rest = f"evaluation {s.get('evaluate_image', 0.0):.2g} s, reading {s['read_image']:.2g} s"
     memory = f"about {megabytes(told['memory_bytes'])}"
@@ -208,7 +213,10 @@ def print_plan(
     each_epoch = " (too many to keep in memory: read in every epoch)"
     rows = [
         ("Measured", f"{steps}; {one}: {rest}{each_epoch * told['reads_every_epoch']}"),
-        ("Start of a trial", f"{duration(measured.fixed_seconds())}, with reading the images"),
+        (
+            "Start of a trial",
+            f"{duration(measured.fixed_seconds())}, with reading the {settings.noun}",
+        ),
         ("An epoch", f"{measured.epoch_seconds():.3g} s"),
         ("A trial", f"about {duration(measured.trial_seconds(settings.num_epochs))}{pruned}"),
         ("The study", f"about {duration(study)}" + (", cut by --timeout" if limited else "")),

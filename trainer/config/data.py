@@ -236,7 +236,7 @@ class Data(Section):
         None,
         description="Split file: training trains on its part `training` and is evaluated on its "
         "part `validation`, a run without training evaluates its part `test`; it also says what "
-        "the values or colours of the masks mean. Ours.",
+        "the values or colours of the masks mean. Of slices it names rows, like 000012. Ours.",
     )
     batch_size: int = Field(64, ge=1, lt=2**31, description="Samples in a training batch.")
     test_batch_size: int = Field(64, ge=1, lt=2**31, description="Samples in an evaluation batch.")

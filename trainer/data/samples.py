@@ -19,7 +19,8 @@ from trainer.data.arrays import Block
 from trainer.data.cache import ImageSet
 from trainer.data.folders import Pair
 from trainer.data.masks import Masks
-from trainer.data.slice_set import Slice, SliceSet
+from trainer.data.slice_files import Slice
+from trainer.data.slice_set import SliceSet
 from trainer.data.volumes.volume_file import Case
 from trainer.data.volumes.volume_set import VolumeSet
 from trainer.errors import InputError

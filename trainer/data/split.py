@@ -2,24 +2,32 @@
 
 Written once by a study (`runs/<study>/split.json`) and read by every trial. The names of a part
 are file names in the configuration's input folder (`training`, `validation`) or test input folder
-(`test`). Torch-free.
+(`test`); of arrays of slices the rows, like 000012. Torch-free.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.config import read_json
-from trainer.data.folders import Pair
 from trainer.data.masks import Masks
 from trainer.errors import InputError
 
 
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+T = TypeVar("T", bound=_Named)
+
+
 class Parts(BaseModel):
-    """File names of images."""
+    """File names of images; of slices their rows, as six digits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,6 +51,8 @@ class Split(BaseModel):
     masks: Masks
     near_twins: list[str] = []
     """Test images that have a near-identical image among the training images."""
+    patients: dict[str, list[str]] = {}
+    """Of slices, where it is known: the patients of each part."""
 
 
 def read_split(path: str | Path) -> Split:
@@ -59,14 +69,14 @@ def read_split(path: str | Path) -> Split:
     return split
 
 
-def chosen(pairs: list[Pair], names: list[str], where: str) -> list[Pair]:
-    """The pairs of the given names, in the order of `pairs`; InputError for a name not there."""
+def chosen(items: Sequence[T], names: list[str], where: str) -> list[T]:
+    """The items of the given names, in the order of `items`; InputError for a name not there."""
     wanted = set(names)
-    missing = sorted(wanted - {pair.name for pair in pairs})
+    missing = sorted(wanted - {item.name for item in items})
     if missing:
         raise InputError(
             where,
             f"names {len(missing)} images that are not in the data: {', '.join(missing[:5])}",
             "a split that was drawn from this data",
         )
-    return [pair for pair in pairs if pair.name in wanted]
+    return [item for item in items if item.name in wanted]
