@@ -111,7 +111,7 @@ def check_space(settings: Settings, dataset: AnyDataset, start: StartWeights) ->
             parse_config(content, "configuration")
             described = parse_network(network, "layers")
             size = value_at(content, "neural_network.data.patches.size")
-            if settings.volumes and size:
+            if settings.kind == "volumes" and size:
                 check_size(described, size, "data.patches, size")
         except InputError as error:
             found = f"{error.where}: {error.found}" if error.where else error.found

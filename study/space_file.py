@@ -116,6 +116,14 @@ class Space(BaseModel):
         one = self.parameters[key]
         return named(one[0]) if isinstance(one, list) else one.low
 
+    def ends(self, key: str) -> tuple[float, float]:
+        """The least and the largest number that a key may have; (0, 0) where it has none."""
+        one = self.parameters.get(key)
+        if isinstance(one, Range):
+            return float(one.low), float(one.high)
+        numbers = [c for c in one or [] if isinstance(c, int | float) and not isinstance(c, bool)]
+        return (float(min(numbers)), float(max(numbers))) if numbers else (0.0, 0.0)
+
     def meant(self, key: str, value: Any) -> Any:
         """What the configuration gets for a recorded value."""
         one = self.parameters.get(key)
