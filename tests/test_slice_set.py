@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
+from tests.slices import EACH, write_slices
 from trainer.__main__ import main
 from trainer.config import Slices
 from trainer.data.slice_files import list_slices
 from trainer.data.slice_set import SliceSet
-from trainer.errors import InputError
 from trainer.predict import main as predict
 
 ROWS, SIDE = 130, 16
@@ -60,43 +61,6 @@ def test_channels_and_masks_are_chosen_by_name_or_number(arrays: Path) -> None:
         assert np.array_equal(y.numpy()[:, 0], masks[:9][..., planes].any(axis=-1)), name
 
 
-def test_names_of_a_file_beside_win(arrays: Path, tmp_path: Path) -> None:
-    for name in ("imgs_test.npy", "msks_test.npy"):
-        (tmp_path / name).write_bytes((arrays / name).read_bytes())
-    names = {"channels": ["a", "b", "c", "d"], "masks": ["none", "x", "y", "z"]}
-    (tmp_path / "slices.json").write_text(json.dumps(names))
-    assert rows(tmp_path, channels=["c"], target=["y"])[0].files.channels == (2,)
-    with pytest.raises(InputError, match="no 'flair'"):
-        rows(tmp_path, channels=["flair"])
-
-
-@pytest.mark.parametrize(
-    ("keys", "told"),
-    [
-        ({"channels": ["flare"]}, "no 'flare'; did you mean 'flair'"),
-        ({"channels": [4]}, "0 to 3"),
-        ({"target": ["whole"]}, "no 'whole'"),
-    ],
-)
-def test_what_is_no_channel_is_told(arrays: Path, keys: Any, told: str) -> None:
-    with pytest.raises(InputError, match=told):
-        rows(arrays, **keys)
-
-
-def test_other_files_are_told(arrays: Path, tmp_path: Path) -> None:
-    slices = Slices()
-    with pytest.raises(InputError, match="no such file"):
-        list_slices(str(tmp_path / "no.npy"), None, slices)
-    np.save(tmp_path / "flat.npy", np.zeros((4, 4)))
-    with pytest.raises(InputError, match=r"\(4, 4\)"):
-        list_slices(str(tmp_path / "flat.npy"), None, slices)
-    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
-    with pytest.raises(InputError, match="cannot be read"):
-        list_slices(str(tmp_path / "objects.npy"), None, slices)
-    with pytest.raises(InputError, match="slices, height, width"):
-        list_slices(str(arrays / "imgs_train.npy"), str(arrays / "msks_test.npy"), slices)
-
-
 def test_a_training_predicts_every_slice_the_last_batch_too(
     arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,3 +98,61 @@ def test_a_training_predicts_every_slice_the_last_batch_too(
     assert "(slices, 16, 16, 3 or more channels)" in capsys.readouterr().err
     overlap = 2 * ((found[..., 0] > 0.5) & truth).sum() / ((found > 0.5).sum() + truth.sum())
     assert overlap > 0.8 and ((found > 0) & (found < 1)).all()
+
+
+def test_a_split_names_the_rows_of_each_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_slices(tmp_path / "data", train=4, test=0)
+    names = [f"{row:06d}" for row in range(4 * EACH)]
+    parts = {"training": names[: 2 * EACH], "validation": names[-EACH:], "test": names[-20:-EACH]}
+    split = {"seed": 3, "select_on": "validation", "parts": parts, "masks": {"threshold": 0.5}}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    (tmp_path / "layers.json").write_text('{"network": "unet", "width": 2, "depth": 2}')
+    own = {
+        "type": "numpy",
+        "split": str(tmp_path / "split.json"),
+        "test_output_path": "predictions/",
+        "slices": {"channels": ["flair"]},
+    }
+    content: dict[str, Any] = {
+        "num_epochs": 1,
+        "layers": str(tmp_path / "layers.json"),
+        "data": {
+            **own,
+            "input_path": str(data / "imgs_train.npy"),
+            "target_path": str(data / "msks_train.npy"),
+        },
+        "optimizer": {"type": "adam"},
+        "loss": {"function": "bce"},
+    }
+
+    def run(name: str) -> dict[str, Any]:
+        (tmp_path / "config.json").write_text(json.dumps({"neural_network": content}))
+        folder = tmp_path / name
+        assert main([f"--config={tmp_path / 'config.json'}", "--run-folder", str(folder)]) == 0
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())["evaluation"]
+        with h5py.File(folder / "predictions/output_1.h5") as file:
+            assert list(file) == [one["name"] for one in result["images"]]
+            assert json.loads(file.attrs["slices"]) == {"channels": [2], "target": [1, 2, 3]}
+        return result
+
+    trained = run("trained")
+    assert trained["evaluated_on"] == "validation"
+    assert [one["name"] for one in trained["images"]] == parts["validation"]
+    truth = np.load(data / "msks_train.npy").any(axis=3)[-EACH:].sum(axis=(1, 2))
+    assert [one["tp"] + one["fn"] for one in trained["images"]] == truth.tolist()
+    start = json.loads((tmp_path / "trained/metrics.jsonl").read_text().splitlines()[0])
+    assert start["images"] == {"training": 2 * EACH, "validation": EACH} and start["seed"] == 3
+    del content["layers"], content["optimizer"]
+    content["checkpoints"] = {"load": str(tmp_path / "trained/checkpoints/best.pt")}
+    content["data"] = {
+        **own,
+        "test_input_path": str(data / "imgs_train.npy"),
+        "test_target_path": str(data / "msks_train.npy"),
+    }
+    assert [one["name"] for one in run("tested")["images"]] == parts["test"]
+    parts["test"] = ["000200"]
+    (tmp_path / "split.json").write_text(json.dumps({**split, "parts": parts}))
+    assert main([f"--config={tmp_path / 'config.json'}"]) == 2
+    assert "not in the data: 000200" in capsys.readouterr().err
