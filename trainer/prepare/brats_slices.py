@@ -110,11 +110,13 @@ def _named(folder: Path) -> Iterator[tuple[str, dict[str, Path]]]:
     """Each X_t1.nii or X_t1.nii.gz at or below `folder`: X, and what is beside it by modality."""
     for first in sorted(folder.rglob("*_t1.nii*")):
         name = first.name.rpartition("_t1")[0]
-        files = {}
-        for which in (*MODALITIES, "seg"):
-            beside = [first.with_name(f"{name}_{which}{end}") for end in (".nii.gz", ".nii")]
-            files |= {which: path for path in reversed(beside) if path.exists()}
-        yield name, files
+        places = {
+            which: first.with_name(f"{name}_{which}{end}")
+            for end in (".nii", ".nii.gz")
+            for which in (*MODALITIES, "seg")
+            if first.with_name(f"{name}_{which}{end}").exists()
+        }
+        yield name, places
 
 
 def turned_slices(volume: NDArray[Any], size: int) -> NDArray[Any]:
