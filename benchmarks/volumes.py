@@ -40,12 +40,12 @@ from trainer.console import Console
 from trainer.data.volumes.volume_file import Case, open_volumes
 from trainer.data.volumes.windows import predict_windows
 from trainer.device import in_layout
+from trainer.epoch import Run, Work, train_epoch
 from trainer.events import EventLog
 from trainer.networks.build import SegmentationNetwork, build
 from trainer.optimizers import open_stepping
 from trainer.outputs import TextLogs
 from trainer.stopping import StopRequest
-from trainer.train import Run, Work, train_epoch
 from trainer.usage import open_run
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,14 +17,16 @@ from study.render import network_of, render
 from study.report import print_settings
 from study.resources import UNKNOWN_PARAMETERS, check_disk, describe, disk_needed_bytes
 from study.settings import Settings
+from study.slices import SliceDataset
 from study.slots import Slot, choose_slot
 from study.space import first_points
 from study.split import make_split
 from study.start_weights import StartWeights, find_start_weights
 from trainer.config import parse_config
+from trainer.config.override import value_at
 from trainer.data.split import Split, read_split
 from trainer.errors import InputError
-from trainer.networks.description import parse_network
+from trainer.networks.description import check_size, parse_network
 
 
 class Ready(NamedTuple):
@@ -97,6 +99,9 @@ def check_space(settings: Settings, dataset: AnyDataset, start: StartWeights) ->
         ]
         tried += [(f"--loss {one}", {**first, "loss": one}) for one in settings.losses]
     for key, one in settings.space.parameters.items() if settings.space else ():
+        if settings.kind == "slices" and key.startswith("data.slices"):
+            found, fix = "channels and target are those of all trials", "name them in --config"
+            raise InputError(f"--space, {key}", found, fix=f"{fix}; another study for others")
         values = one if isinstance(one, list) else [one.low, one.high]
         tried += [(f"--space, {key} {value!r}", {key: value}) for value in values]
     for where, point in tried:
@@ -108,9 +113,16 @@ def check_space(settings: Settings, dataset: AnyDataset, start: StartWeights) ->
         )
         try:
             parse_config(content, "configuration")
-            parse_network(network, "layers")
+            described = parse_network(network, "layers")
+            size = value_at(content, "neural_network.data.patches.size")
+            if settings.kind == "volumes" and size:
+                check_size(described, size, "data.patches, size")
+            if isinstance(dataset, SliceDataset):
+                files = dataset.train.files
+                check_size(described, files.shape, str(files.inputs))
         except InputError as error:
-            raise InputError(where, str(error), error.accepted, error.fix) from None
+            found = f"{error.where}: {error.found}" if error.where else error.found
+            raise InputError(where, found, error.accepted, error.fix) from None
 
 
 def inputs_of(

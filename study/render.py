@@ -107,7 +107,7 @@ def render(
     else:
         for key, value in params.items():
             if not key.startswith(NETWORK):
-                assign(neural, key, value)
+                assign(neural, key, settings.space.meant(key, value))
     return {"neural_network": neural}
 
 
@@ -118,7 +118,7 @@ def network_of(params: dict[str, Any], settings: Settings, network: Any) -> Any:
         return network
     changed = {"layers": deepcopy(network)}
     for key, value in changes.items():
-        assign(changed, key, value)
+        assign(changed, key, settings.space.meant(key, value))
     return changed["layers"]
 
 

@@ -310,28 +310,42 @@ def _score_rows(
     ]
 
 
-def edge_of_range(rate: float, low: float, high: float) -> str:
+def edge_of_range(rate: float, low: float, high: float, space_file: Path | None = None) -> str:
     """Whether a rate lies at an edge of its range, and what to try then."""
     place = (log(rate) - log(low)) / (log(high) - log(low))
+    lower, higher = f"--lr-range-min {low / 10:g}", f"--lr-range-max {high * 10:g}"
+    if space_file:
+        lower, higher = f"lower ones in {space_file}", f"higher ones in {space_file}"
     if place < EDGE:
-        return f"yes, the lower: try --lr-range-min {low / 10:g}"
+        return f"yes, the lower: try {lower}"
     if place > 1 - EDGE:
-        return f"yes, the upper: try --lr-range-max {high * 10:g}"
+        return f"yes, the upper: try {higher}"
     return "no"
+
+
+def _edge(settings: Settings, best: TrialRecord) -> str:
+    if best.optimizer == "hessian":
+        return "no: hessian finds its own step"
+    if not settings.space:
+        return edge_of_range(best.lr, settings.lr_min, settings.lr_max)
+    low, high = settings.space.ends("optimizer.learning_rate")
+    if not 0 < low < high:
+        return "its rate is not searched"
+    return edge_of_range(best.lr, low, high, settings.space_file)
 
 
 def _warnings(
     settings: Settings, split: Split, best: TrialRecord, scores: list[ImageScore]
 ) -> list[tuple[str, str]]:
-    edge = edge_of_range(best.lr, settings.lr_min, settings.lr_max)
-    if best.optimizer == "hessian":
-        edge = "no: hessian finds its own step"
     last = "no"
     if best.epoch_max_acc == settings.num_epochs:
         last = f"yes: more epochs may help, like --num-epochs {2 * settings.num_epochs}"
     twins = set(split.near_twins)
     apart = [score for score in scores if score.name not in twins]
-    rows = [("Best rate at an edge of its range", edge), ("Best epoch is the last", last)]
+    rows = [
+        ("Best rate at an edge of its range", _edge(settings, best)),
+        ("Best epoch is the last", last),
+    ]
     if scores:
         without = f"; without them accuracy {told(statistics.accuracy(apart))}, foreground Dice "
         without += told(statistics.lesion_dice(apart))

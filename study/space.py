@@ -8,6 +8,7 @@ from typing import Any
 import optuna
 
 from study.settings import Settings
+from study.space_file import named
 from trainer.config.override import value_at
 
 
@@ -48,7 +49,7 @@ def first_point(settings: Settings) -> dict[str, Any]:
             key: value_at({**base, "layers": settings.network}, key) for key in space.parameters
         }
         return {
-            key: value if space.holds(key, value) else space.usual(key)
+            key: named(value) if space.holds(key, value) else space.usual(key)
             for key, value in known.items()
         }
     own = value_at(base, "optimizer.type")

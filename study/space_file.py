@@ -8,12 +8,14 @@
                     "data.batch_size": {"low": 1, "high": 4}}}
 
 A list is choices; low and high are a range, of whole numbers where both are whole. With `grid` each
-combination of the choices runs once, in order.
+combination of the choices runs once, in order. A choice may be a list or an object itself, like a
+crop's size: a study knows it as its JSON text, which `meant` turns back.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +26,12 @@ from pydantic_core import ErrorDetails
 from trainer.config import read_json
 from trainer.errors import InputError, nearest
 
-Choice = str | int | float | bool | None
+Choice = str | int | float | bool | list[Any] | dict[str, Any] | None
+
+
+def named(choice: Any) -> str | int | float | bool | None:
+    """A choice as a study records it: lists and objects as JSON."""
+    return json.dumps(choice) if isinstance(choice, list | dict) else choice
 
 
 class Range(BaseModel):
@@ -74,7 +81,7 @@ class Space(BaseModel):
         """Every combination of a grid, the last key changing fastest; none without `grid`."""
         if not self.grid:
             return []
-        columns = [one for one in self.parameters.values() if isinstance(one, list)]
+        columns = [[*map(named, one)] for one in self.parameters.values() if isinstance(one, list)]
         return [dict(zip(self.parameters, row, strict=True)) for row in itertools.product(*columns)]
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
@@ -82,7 +89,7 @@ class Space(BaseModel):
         point: dict[str, Any] = {}
         for key, one in self.parameters.items():
             if isinstance(one, list):
-                point[key] = trial.suggest_categorical(key, one)
+                point[key] = trial.suggest_categorical(key, [*map(named, one)])
             elif one.whole:
                 step = int(one.step or 1)
                 low, high = int(one.low), int(one.high)
@@ -107,7 +114,23 @@ class Space(BaseModel):
     def usual(self, key: str) -> Any:
         """What to begin with where the base says nothing: the first choice, or the low end."""
         one = self.parameters[key]
-        return one[0] if isinstance(one, list) else one.low
+        return named(one[0]) if isinstance(one, list) else one.low
+
+    def ends(self, key: str) -> tuple[float, float]:
+        """The least and the largest number that a key may have; (0, 0) where it has none."""
+        one = self.parameters.get(key)
+        if isinstance(one, Range):
+            return float(one.low), float(one.high)
+        numbers = [c for c in one or [] if isinstance(c, int | float) and not isinstance(c, bool)]
+        return (float(min(numbers)), float(max(numbers))) if numbers else (0.0, 0.0)
+
+    def meant(self, key: str, value: Any) -> Any:
+        """What the configuration gets for a recorded value."""
+        one = self.parameters.get(key)
+        choices = (
+            [choice for choice in one if named(choice) == value] if isinstance(one, list) else []
+        )
+        return choices[0] if choices else value
 
     @property
     def told(self) -> str:

@@ -15,7 +15,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests import volumes
 from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.data.volumes.preparation import Preparation
+from trainer.data.volumes.volume_file import open_volumes
 from trainer.errors import InputError
 from trainer.export import export, main
 from trainer.model import load_model
@@ -226,3 +229,25 @@ def test_networks_of_volumes_at_sizes_that_are_no_cubes(
     found = run(tmp_path / "out/model.onnx", volume.numpy())
     assert found.shape == expected.shape == (3, 3, 8, 20, 12)
     assert np.abs(found - expected).max() < 1e-5
+
+
+def test_a_trained_model_of_volumes_says_how_scans_are_prepared(
+    tmp_path: Path, python: Python
+) -> None:
+    folder = volumes.write_volumes(tmp_path / "data")
+    config = volumes.configuration(folder, checkpoints={"save": "model/"}, num_epochs=1)
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    assert python("-m", "trainer", "--config=c.json", cwd=tmp_path).returncode == 0
+    given = [
+        str(tmp_path / "model/best.pt"),
+        "--out",
+        str(tmp_path / "out"),
+        "--format",
+        "safetensors",
+    ]
+    assert main(given) == 0
+    facts = json.loads((tmp_path / "out/model.json").read_text())
+    assert facts["channels"] == ["CT"] and facts["windows"]["size"] == [16, 16, 16]
+    assert (
+        Preparation(**facts["preparation"]) == open_volumes(folder / "train.h5").header.preparation
+    )

@@ -118,6 +118,8 @@ def test_a_wrong_byte_and_a_missing_file_are_told(kidneys: Path, tmp_path: Path)
     np.save(path.with_name("more.npy"), 1)
     with pytest.raises(InputError, match=r"more.npy: does not stand in"):
         verify(folder, expected)
+    with pytest.raises(InputError, match=r"none.json: there is no such file"):
+        verify(folder, tmp_path / "none.json")
     again = tmp_path / "again"
     given = ["kits19", str(kidneys), str(again), "--npy", "--checksums"]
     expected.write_text(json.dumps({"case_00000_x.npy": "0"}))

@@ -23,7 +23,8 @@ from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.config import Transform
 from trainer.errors import InputError, Stopped
 from trainer.metrics import dice
-from trainer.predict import Record, load_model, png_names, predict_folder
+from trainer.predict import load_model, predict_folder
+from trainer.predict_output import Record, png_names
 from trainer.stopping import StopRequest
 
 pytest.importorskip("torch")

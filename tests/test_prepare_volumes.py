@@ -657,3 +657,20 @@ def test_labels_without_any_foreground_are_refused(decathlon: Path, failed: Fail
     for path in (decathlon / "labelsTr").iterdir():
         change(path, lambda array: array * 0)
     assert "no case has a voxel of any class" in failed("msd", decathlon)
+
+
+def test_a_value_that_no_case_has_is_told_beside_those_of_its_class(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--labels", "tumour=1,2,99,3")
+    assert main(["msd", str(made / "msd"), str(tmp_path / "data"), *options]) == 0
+    assert "No case has a voxel of 99, of the values of tumour." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fold", ["-1", "5"])
+def test_a_fold_that_is_not_there_is_refused(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fold: str
+) -> None:
+    assert main(["nnunet", str(made / "nnunet"), str(tmp_path / "data"), "--fold", fold]) == 2
+    assert f"--fold: is {fold}; accepted: 0 to 4" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()

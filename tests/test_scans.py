@@ -324,3 +324,13 @@ def test_pydicom_is_asked_for_where_it_is_missing(
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     with pytest.raises(InputError, match="pip install pydicom"):
         read_scan(series[0])
+
+
+def test_cases_of_kits19_are_scans_by_the_name_of_their_folder(tmp_path: Path) -> None:
+    for case in ("case_00001", "case_00000"):
+        (tmp_path / case).mkdir()
+        (tmp_path / case / "imaging.nii.gz").touch()
+        (tmp_path / case / "segmentation.nii.gz").touch()
+    assert list_scans(tmp_path) == [
+        (case, (tmp_path / case / "imaging.nii.gz",)) for case in ("case_00000", "case_00001")
+    ]

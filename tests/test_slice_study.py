@@ -230,6 +230,23 @@ def test_channels_of_a_base_that_are_not_there_are_told(
     assert told in refused(tmp_path, brains, "--config", "base.json")
 
 
+@pytest.mark.parametrize(
+    ("key", "values", "told"),
+    [
+        ("data.slices.channels", [["flair"], ["t1"]], "channels and target are those of all"),
+        ("layers.depth", [2, 7], "cannot take 32x32 pixels"),
+        ("data.transforms", [[{"random_rotate": 3}]], "numpy takes none"),
+    ],
+)
+def test_what_cannot_be_searched_over_slices_is_told(
+    brains: Path, tmp_path: Path, key: str, values: list[Any], told: str
+) -> None:
+    (tmp_path / "layers.json").write_text(json.dumps(NETWORK))
+    (tmp_path / "space.json").write_text(json.dumps({"parameters": {key: values}}))
+    more = ("--space", "space.json", "--layers", "layers.json", "--num-trials", "1")
+    assert told in refused(tmp_path, brains, *more)
+
+
 def test_slices_are_checked_with_a_picture(brains: Path, tmp_path: Path) -> None:
     code, out, err = studies.typed_here(tmp_path, "check", "--data", str(brains))
     assert code == 0, err

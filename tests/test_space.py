@@ -67,6 +67,34 @@ def test_what_is_typed_wins_over_the_base(study: Study, tmp_path: Path) -> None:
     assert config["optimizer"]["type"] == "adam" and config["loss"]["function"] == "bce"
 
 
+def test_a_choice_may_be_a_list_or_an_object(study: Study, tmp_path: Path) -> None:  # noqa: F811
+    sizes = [[{"resize": [24, 16]}], [{"resize": [16, 16]}, {"random_rotate": 5}]]
+    space = {"grid": True, "parameters": {"data.transforms": sizes, "optimizer.type": ["adam"]}}
+    file = write(tmp_path / "base.json", base())
+    given = ("--config", file, "--space", write(tmp_path / "space.json", space))
+    code, out = study(improving, *given)
+    assert code == 0, out
+    assert [config_of(tmp_path, n)["data"]["transforms"] for n in (0, 1)] == sizes
+    assert [one["parameters"]["data.transforms"] for one in listed(tmp_path)] == [
+        json.dumps(one) for one in sizes
+    ]
+
+
+def test_the_best_rate_of_a_space_may_be_at_its_edge(study: Study, tmp_path: Path) -> None:  # noqa: F811
+    base_file = write(tmp_path / "base.json", base())
+    for name, rates, told in (
+        ("a", [0.001, 0.01], "yes, the "),
+        ("b", [0.001], "its rate is not searched"),
+    ):
+        space = {"grid": True, "parameters": {"optimizer.learning_rate": rates}}
+        file = write(tmp_path / f"{name}.json", space)
+        given = ("--config", base_file, "--space", file, "--study-name", name)
+        code, out = study(improving, *given)
+        assert code == 0, out
+        line = next(one for one in out.splitlines() if "Best rate at an edge" in one)
+        assert told in line, line
+
+
 def test_a_base_that_the_trainer_would_refuse_is_refused_at_once(
     study: Study,  # noqa: F811
     tmp_path: Path,  # noqa: F811

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,11 +209,15 @@ def test_a_scan_of_other_channels_is_named_and_the_rest_predicted(
     nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), scans / "good.nii")
     nibabel.save(nibabel.Nifti1Image(np.stack([image] * 2, -1), np.eye(4)), scans / "two.nii")
     (scans / "broken.nii").write_bytes(b"no scan")
+    shutil.copy(scans / "good.nii", os.fsdecode(bytes(scans) + b"/odd\xff.nii"))
     best = str(trained / "checkpoints/best.pt")
     assert predict([str(scans), "--model", best, "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     assert "two" in out and "2 channels, the model was trained on CT" in out
     assert "broken" in out and (tmp_path / "out/masks/good.nii").exists()
+    assert "odd\\udcff': its name is no UTF-8" in out
+    assert review([str(tmp_path / "out/predictions.h5")]) == 2
+    assert f"look at {tmp_path / 'out/overlays'}" in capsys.readouterr().err
 
 
 def test_a_model_of_volumes_is_used_from_python(trained: Path, prepared: Path) -> None:
@@ -288,14 +294,20 @@ def test_accumulated_batches_are_one_large_batch(prepared: Path, tmp_path: Path)
         assert torch.allclose(value, found[1][key], atol=1e-5), key
 
 
-def test_a_partial_group_makes_a_step_too(prepared: Path, tmp_path: Path) -> None:
-    content = configuration(prepared, num_epochs=1)
-    neural = content["neural_network"]
-    neural["data"]["patches"]["per_case"] = 1  # 6 crops: batches of 2, groups of 2 and 1
-    neural["optimizer"] = {"type": "sgd", "learning_rate": 0.1, "accumulate_batches": 2}
-    assert run(content, tmp_path / "a")["exit_code"] == 0
-    lines = (tmp_path / "a/trainer.log").read_text()
-    assert lines.count("Train Epoch") == 3
+def test_a_partial_group_makes_a_step_of_its_own_mean(prepared: Path, tmp_path: Path) -> None:
+    """6 crops: batches of 2 in groups of two and one are batches of 4 and 2."""
+    found = []
+    for name, batch, accumulated in (("one", 4, 1), ("two", 2, 2)):
+        content = configuration(prepared, num_epochs=1)
+        data = content["neural_network"]["data"]
+        data.update(transforms=[], input_transforms=[], batch_size=batch)
+        data["patches"]["per_case"] = 1
+        optimizer = {"type": "sgd", "learning_rate": 0.1, "accumulate_batches": accumulated}
+        content["neural_network"]["optimizer"] = optimizer
+        assert run(content, tmp_path / name)["exit_code"] == 0
+        found.append(weights(tmp_path / name))
+    for key, value in found[0].items():
+        assert torch.allclose(value, found[1][key], atol=1e-5), key
 
 
 @pytest.mark.slow

@@ -292,7 +292,8 @@ def main(arguments: list[str] | None = None) -> int:
             stop.on_parent_death(options.parent_pid)
         config = load_config(config_path, options.set)
         limit_threads(options.threads, options.blocktime, options.affinity)
-        from trainer.train import Run, open_clock, run  # torch takes 1.5 s to import
+        from trainer.epoch import Run
+        from trainer.train import open_clock, run  # torch takes 1.5 s to import
 
         open_inter_op(options.inter_op_threads)
         checkpoints = Path("checkpoints") if folder else None

@@ -6,7 +6,8 @@ writes model.safetensors, model.onnx and model.json into the folder. The ONNX ne
 as float32 (N, C, H, W), RGB or grey, pixels / 255, and gives probabilities (N, classes, H, W):
 normalisation, the order of colours and the final activation are inside. Batch and image size are
 free where the network's are. model.json says how an image becomes its input, and what its output
-means. It is compared with torch at two sizes before it is written.
+means; of volumes: how a scan is prepared, and in which windows it is predicted. It is compared with
+torch at two sizes before it is written.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -61,6 +61,19 @@ def description(model: Model) -> dict[str, Any]:
             "threshold": 0.5 if network.classes == 1 else None,
             "decision": "above the threshold" if network.classes == 1 else "largest channel",
         },
+        **_of_volumes(model),
+    }
+
+
+def _of_volumes(model: Model) -> dict[str, Any]:
+    """How a scan becomes an input: the channels by name, the preparation, the windows."""
+    header, window = model.use.volumes, model.use.window
+    if header is None or window is None:
+        return {}
+    return {
+        "channels": list(header.channels),
+        "preparation": header.preparation.model_dump(mode="json", exclude_defaults=True),
+        "windows": window.model_dump(mode="json"),
     }
 
 
@@ -84,6 +97,8 @@ def _only_size(model: Model) -> list[int] | None:
 
 def _order(model: Model) -> str:
     """Of the channels."""
+    if model.use.volumes:
+        return "as in channels"
     if model.use.scaling == "none":
         return "as in the arrays of the training"
     return "grey" if model.network.description.in_channels == 1 else "RGB"
@@ -239,8 +254,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for file in files:
         print(f"{file}: {file.stat().st_size:,} bytes")
     if "onnx" in formats:
-        told = json.dumps(description(model)["input"]["size"])
-        print(f"The ONNX network equals torch's within {TOLERANCE:g}; trained at {told}.")
+        size = _only_size(model)
+        window = model.use.window.size if model.use.window else None
+        told = f"trained at {size}" if size else "it takes any size"
+        told = f"it predicts windows of {window}" if window else told
+        print(f"The ONNX network equals torch's within {TOLERANCE:g}; {told}.")
     return 0
 
 

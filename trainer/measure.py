@@ -22,13 +22,14 @@ from trainer.config import Config
 from trainer.data.cache import SHARE_OF_FREE_MEMORY, ImageSet, free_memory_bytes
 from trainer.data.samples import AnySamples, Item
 from trainer.device import device_label, open_device, peak_memory_bytes, placed
+from trainer.epoch import Run, Work, train_epoch
 from trainer.errors import InputError
 from trainer.evaluate import OwnSizeMasks
 from trainer.networks.build import build
 from trainer.networks.weights import find_weights
 from trainer.optimizers import open_stepping
 from trainer.outputs import TextLogs
-from trainer.train import Run, Work, scored_part, train_epoch
+from trainer.train import scored_part
 from trainer.usage import open_run
 
 BATCHES = 4

@@ -104,6 +104,10 @@ def open_volume_review(path: Path, inputs: Path | None = None) -> Iterator[Volum
             if is_volume_file(place):
                 break
         else:
+            if (path.parent / "overlays").is_dir():  # of trainer.predict
+                found, pictures = "is of scans as they came", path.parent / "overlays"
+                fix = f"look at {pictures}, which has a picture of each"
+                raise InputError(str(path), found, "predictions for prepared volumes", fix)
             found = f"its volumes are not at '{told}'"
             raise InputError(str(path), found, "prepared volumes", "name them with --inputs")
         volumes = open_volumes(place)

@@ -26,7 +26,8 @@ from trainer.events import METRICS_FILE, RUN_FILES, STDERR_FILE
 from trainer.files import read_text
 from trainer.model import model_file
 from trainer.networks.weights import sha256
-from trainer.predict import check_output, check_source, read_record, told
+from trainer.predict_output import check_output, read_record, told
+from trainer.predict_sources import check_source
 
 POLL_SECONDS = 0.1
 STOP_SECONDS = 10.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,13 @@ def find_layout(data: Path) -> Layout:
 
 
 def _explain_nothing(data: Path) -> None:
+    from trainer.data.volumes.raw_layout import kind_of_scans
+
+    if kind := kind_of_scans(data):
+        found = "holds raw scans, which a study takes when they are prepared"
+        raw, prepared = shlex.quote(str(data)), shlex.quote(f"{data.resolve().name}-prepared")
+        fix = f"python -m trainer.prepare {kind} {raw} {prepared}; then --data {prepared}"
+        raise InputError(str(data), found, "what python -m trainer.prepare writes", fix)
     there = sorted(p.name + "/" * p.is_dir() for p in data.iterdir() if not p.name.startswith("."))
     for names in LAYOUTS:
         lacking = [name for name in names if name and not (data / name).is_dir()]
@@ -139,6 +147,8 @@ def list_images(folder: Path, paired: bool = True) -> tuple[list[Path], list[Inp
     """
     if not folder.is_dir():
         return [], [InputError(str(folder), "there is no such folder", fix="check the path")]
+    from trainer.data.volumes.scans import suffix_of
+
     images: list[Path] = []
     faults: list[InputError] = []
     stems: dict[Path, Path] = {}
@@ -147,6 +157,9 @@ def list_images(folder: Path, paired: bool = True) -> tuple[list[Path], list[Inp
         stem = path.with_suffix("")
         if suffix in DICOM_SUFFIXES:
             faults.append(InputError(str(path), "this is a DICOM file", "8-bit images", DICOM_FIX))
+        elif suffix_of(path):
+            told = "this is a scan, which python -m trainer.prepare takes"
+            faults.append(InputError(str(path), told, "8-bit images"))
         elif suffix not in SUFFIXES:
             accepted = ", ".join(SUFFIXES)
             faults.append(InputError(str(path), "this is not an image", accepted, "move it away"))

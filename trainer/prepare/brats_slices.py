@@ -12,7 +12,7 @@ slices.json says what they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,23 +92,11 @@ def find_brains(folder: Path) -> tuple[list[Brain], list[str]]:
     if not folder.is_dir():
         raise InputError(str(folder), "there is no such folder", "a folder of BraTS")
     found, notes = [], []
-    for own in sorted({path.parent for path in folder.rglob("*_t1.nii*")}):
-        files = {
-            which: next(
-                (
-                    p
-                    for end in (".nii.gz", ".nii")
-                    if (p := own / f"{own.name}_{which}{end}").exists()
-                ),
-                None,
-            )
-            for which in (*MODALITIES, "seg")
-        }
-        there = {which: path for which, path in files.items() if path}
-        if missing := [which for which in files if which not in there]:
-            notes.append(f"Passed over: {own.name} has no {', '.join(missing)}.")
+    for name, files in _named(folder):
+        if missing := [which for which in (*MODALITIES, "seg") if which not in files]:
+            notes.append(f"Passed over: {name} has no {', '.join(missing)}.")
             continue
-        found.append(Brain(own.name, tuple(there[one] for one in MODALITIES), there["seg"]))
+        found.append(Brain(name, tuple(files[one] for one in MODALITIES), files["seg"]))
     if not found:
         accepted = "folders X with X_t1, X_t2, X_flair, X_t1ce and X_seg as .nii.gz"
         raise InputError(str(folder), "has no scans of BraTS", accepted)
@@ -116,6 +104,19 @@ def find_brains(folder: Path) -> tuple[list[Brain], list[str]]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError(str(folder), f"has two scans of the name {twice}", "each scan once")
     return found, notes
+
+
+def _named(folder: Path) -> Iterator[tuple[str, dict[str, Path]]]:
+    """Each X_t1.nii or X_t1.nii.gz at or below `folder`: X, and what is beside it by modality."""
+    for first in sorted(folder.rglob("*_t1.nii*")):
+        name = first.name.rpartition("_t1")[0]
+        places = {
+            which: first.with_name(f"{name}_{which}{end}")
+            for end in (".nii", ".nii.gz")
+            for which in (*MODALITIES, "seg")
+            if first.with_name(f"{name}_{which}{end}").exists()
+        }
+        yield name, places
 
 
 def turned_slices(volume: NDArray[Any], size: int) -> NDArray[Any]:
@@ -152,13 +153,11 @@ def normalised_slices(array: NDArray[Any], size: int, where: str) -> NDArray[np.
 def find_scans(folder: Path) -> list[tuple[str, tuple[Path, ...]]]:
     """The scans at or below `folder` by name, with the files of their modalities; labels are not
     needed. Raises InputError where there is none."""
-    found = []
-    for first in sorted(folder.rglob("*_t1.nii*")):
-        own, end = first.parent, first.name.partition("_t1")[2]
-        name = first.name.partition("_t1")[0]
-        paths = tuple(own / f"{name}_{which}{end}" for which in MODALITIES)
-        if all(path.exists() for path in paths):
-            found.append((name, paths))
+    found = [
+        (name, tuple(files[which] for which in MODALITIES))
+        for name, files in _named(folder)
+        if set(MODALITIES) <= set(files)
+    ]
     if not found:
         accepted = "arrays of slices (.npy), or X_t1, X_t2, X_flair and X_t1ce as .nii.gz"
         raise InputError(str(folder), "has nothing to predict", accepted)

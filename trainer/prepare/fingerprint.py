@@ -30,7 +30,8 @@ class Seen(NamedTuple):
     """A case as it was read.
 
     `voxels` counts those of each class, `sampled` (C, n) are values of foreground voxels, evenly
-    drawn, `sha256` is over its files, `digest` over its scan's values.
+    drawn, `sha256` is over its files, `digest` over its scan's values, `values` are those of the
+    label.
     """
 
     source: Source
@@ -39,6 +40,7 @@ class Seen(NamedTuple):
     sampled: NDArray[np.float32]
     sha256: str
     digest: str
+    values: tuple[int, ...] = ()
 
 
 def file_sha256(paths: Sequence[Path]) -> str:
@@ -104,6 +106,7 @@ def look(source: Source, classes: Preparation, channels: int | None) -> Seen:
             scan.array.reshape(len(scan.array), -1)[:, inside],
             file_sha256([*source.images, *([source.label] if source.label else [])]),
             hashlib.sha256(scan.array.data).hexdigest(),
+            tuple(np.unique(label).tolist()) if label is not None else (),
         )
     except InputError as error:
         if error.where.startswith(source.name + ","):

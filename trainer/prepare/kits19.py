@@ -156,6 +156,8 @@ def verify(folder: Path, expected: Path) -> int:
     try:
         content = json.loads(expected.read_text(encoding="utf-8"))
         sums = {str(name): str(value) for name, value in content.items()}
+    except FileNotFoundError:
+        raise InputError(str(expected), "there is no such file", "a file of MD5 sums") from None
     except (OSError, ValueError, AttributeError) as error:
         found = f"cannot be read as sums ({error})"
         raise InputError(str(expected), found, 'JSON like {"case_00000_x.npy": "MD5"}') from None

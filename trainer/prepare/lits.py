@@ -236,7 +236,7 @@ def prepare(
     classes = preparation.classes
     header = Header(kind="lits", channels=["CT"], classes=classes, preparation=preparation)
     notes = [f"Left out: {fault.where}: {fault.found}" for fault in faults]
-    notes += notes_of(seen, orientation, classes)
+    notes += notes_of(seen, orientation, classes, {})
     if sharded:
         return Made(_write_shard(target, header, seen, choices, progress), notes)
     with new_folder(target) as folder:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.errors import InputError
+from trainer.errors import InputError, printable
 
 if TYPE_CHECKING:
     from trainer.prepare.volume_sources import Source
@@ -38,7 +38,7 @@ def tell(made: Prepared, target: Path) -> None:
     told = ", ".join(f"{count} {part}" for part, count in made.parts.items())
     print(f"Wrote {told} cases to {target}.")
     for note in made.notes:
-        print(note)
+        print(printable(note))
     preparation, data = made.plan.preparation, made.plan.config["neural_network"]["data"]
     size = "x".join(map(str, data["patches"]["size"]))
     if preparation.spacing_mm:
@@ -183,7 +183,7 @@ def _lits(given: argparse.Namespace) -> None:
     told = ", ".join(f"{count} {part}" for part, count in made.crops.items()) or "no"
     print(f"Wrote {told} crops to {given.target}.")
     for note in made.notes:
-        print(note)
+        print(printable(note))
     if given.shard_stride == 1:
         print(f"Next: python rml_optimization.py --data {shlex.quote(str(given.target))}")
 
@@ -227,7 +227,7 @@ def _brats_slices(given: argparse.Namespace) -> None:
     told = ", ".join(f"{count} {part}" for part, count in made.slices.items())
     print(f"Wrote {told} slices to {given.target}.")
     for note in made.notes:
-        print(note)
+        print(printable(note))
     place = given.target / choices.ids[0] if choices.ids else given.target
     print(f"Next: python rml_optimization.py --data {shlex.quote(str(place))}")
 

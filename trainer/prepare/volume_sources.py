@@ -276,6 +276,8 @@ def _nnunet_parts(folder: Path, fold: int | None) -> dict[str, str]:
         return {}
     try:
         folds = json.loads(path.read_text(encoding="utf-8"))
+        if fold is not None and fold < 0:
+            raise IndexError
         chosen = {key: [str(one) for one in folds[fold or 0][key]] for key in ("train", "val")}
     except IndexError:
         raise InputError("--fold", f"is {fold}", f"0 to {len(folds) - 1}") from None

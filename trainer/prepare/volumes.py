@@ -254,7 +254,12 @@ def split_parts(seen: Sequence[Seen], choices: Choices) -> list[Seen]:
     ]
 
 
-def notes_of(seen: Sequence[Seen], orientation: str, classes: Sequence[str]) -> list[str]:
+def notes_of(
+    seen: Sequence[Seen],
+    orientation: str,
+    classes: Sequence[str],
+    labels: dict[str, tuple[int, ...]],
+) -> list[str]:
     """What is not wrong, but should be known."""
     turned = Counter(one.grid.orientation for one in seen if one.grid.orientation != orientation)
     told = []
@@ -277,6 +282,11 @@ def notes_of(seen: Sequence[Seen], orientation: str, classes: Sequence[str]) -> 
     voxels = [sum(one.voxels[number] for one in seen) for number in range(len(classes))]
     if unseen := [name for name, count in zip(classes, voxels, strict=True) if not count]:
         told.append(f"No case has a voxel of: {', '.join(unseen)}.")
+    there = {value for one in seen for value in one.values}
+    for name, values in labels.items():
+        if name not in unseen and (missing := set(values) - there):
+            listed = ", ".join(map(str, sorted(missing)))
+            told.append(f"No case has a voxel of {listed}, of the values of {name}.")
     return told
 
 
@@ -321,6 +331,9 @@ def prepare(
         if case.name in ("", ".", "..") or "/" in case.name:
             found = f"gives a case the name '{case.name}'"
             raise InputError(str(case.images[0]), found, "a name", "rename the file")
+        if not case.name.isprintable():
+            found = f"gives a case the name {case.name!a}"
+            raise InputError(str(case.images[0]), found, "a name of text", "rename the file")
     jobs = choices.jobs or min(4, os.cpu_count() or 1)
     shape = three(choices.reshape, "--reshape", int) if choices.reshape else None
     spacing: Any = choices.spacing
@@ -354,7 +367,7 @@ def prepare(
     seen = split_parts(seen, choices)
     orientation = seen[0].grid.orientation
     notes = [f"Left out: {fault.where}: {fault.found}" for fault in faults]
-    notes += notes_of(seen, orientation, classes.classes)
+    notes += notes_of(seen, orientation, classes.classes, labels)
     count = len(seen[0].sampled)
     names = sources.channels or [f"channel {n}" for n in range(count)]
     known_spacing = not any(path.suffix == ".npy" for one in seen for path in one.source.images)

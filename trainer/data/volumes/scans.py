@@ -244,8 +244,8 @@ def list_scans(path: Path, channels: int | None = None) -> list[Files]:
 
     Files with a scan's suffix; CASE_0000, CASE_0001 … are the channels of CASE where each case has
     them all from 0000 on (and as many as `channels`, where given). A folder of DICOM files is one
-    scan, and so is each folder of such below, named by its path. Raises InputError where there is
-    none.
+    scan, and so is each folder of such below, named by its path. CASE/imaging.nii.gz is CASE, as in
+    KiTS19. Raises InputError where there is none.
     """
     if not path.exists():
         raise InputError(str(path), "there is no such file or folder", ACCEPTED)
@@ -257,6 +257,8 @@ def list_scans(path: Path, channels: int | None = None) -> list[Files]:
     files = [one for one in visible if suffix_of(one) and one.is_file()]
     if files:
         return _once(_grouped(files, channels))
+    if kits := sorted(path.glob("*/imaging.nii*")):
+        return _once([Files(one.parent.name, (one,)) for one in kits])
     folders = sorted(one for one in path.rglob("*") if one.is_dir() and _holds_dicom(one))
     found = [Files("_".join(one.relative_to(path).parts), (one,)) for one in folders]
     if not found:
