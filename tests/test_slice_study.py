@@ -354,17 +354,17 @@ def test_a_study_of_one_part_tests_on_patients_of_its_own(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.docker
 def test_a_study_of_slices_in_containers(tmp_path: Path) -> None:
-    studies.our_image()
+    image = ("--docker-image", studies.our_image(), "--no-gpu")
     data = write_slices(tmp_path / "data")
     away = tmp_path / "away"
     away.mkdir()
     (data / "imgs_train.npy").rename(away / "imgs.npy")
     (data / "imgs_train.npy").symlink_to(away / "imgs.npy")
-    more = ("--num-trials", "2", "--num-epochs", "4", "--no-prune", "--no-gpu")
+    more = ("--num-trials", "2", "--num-epochs", "4", "--no-prune", *image)
     told = study(tmp_path, data, *more, launcher="docker")
     assert "2 complete, 0 pruned, 0 fail" in told
     assert max(one["foreground_dice"] for one in listed(tmp_path)) > 0.3
-    options = ("predict", "data/imgs_test.npy", "--out", "mine", "--launcher", "docker", "--no-gpu")
+    options = ("predict", "data/imgs_test.npy", "--out", "mine", "--launcher", "docker", *image)
     predicted = studies.driver(tmp_path, *options)
     assert predicted.returncode == 0, predicted.stderr
     assert np.load(tmp_path / "mine/imgs_test_predictions.npy").shape == (2 * EACH, 16, 16, 1)
