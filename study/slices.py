@@ -239,9 +239,8 @@ class SliceDataset:
         named = {part: len(names) for part, names in parts.model_dump().items() if names}
         counts = ", ".join(f"{count} {part}" for part, count in named.items())
         unscored = "" if self.test_has_truth else " (without masks: predicted only)"
-        pixels = np.concatenate(
-            [self._counts(names, part) for part, names in parts.model_dump().items()]
-        )
+        with_truth = [part for part in named if part != "test" or self.test_has_truth]
+        pixels = np.concatenate([self._counts(getattr(parts, one), one) for one in with_truth])
         share = pixels.sum() / max(1, len(pixels) * size)
         own = self._counts(getattr(parts, chosen), chosen)
         foreground = float(own.sum()) / max(1, len(own) * size)
@@ -281,7 +280,7 @@ def _paths(arrays: SliceArrays, key: str, near: Callable[[Path], str]) -> dict[s
 def read_slices(folder: Path, base: dict[str, Any] | None) -> SliceDataset:
     """Opens the arrays of a folder; raises InputError for what a study cannot use. `base` says
     which channels are seen, and what the target is."""
-    told = (base or {}).get("data", {}).get("slices") or {}
+    told = (base or {}).get("data", {}).get("slices", {})
     try:
         slices = Slices.model_validate(told)
     except ValidationError as error:

@@ -105,7 +105,7 @@ def make_split(dataset: AnyDataset, settings: Settings) -> Split:
         near_twins = _near_twins(dataset, parts)
     elif isinstance(dataset, SliceDataset):
         if settings.split:
-            parts = _given_parts(dataset, str(settings.split), settings.select_on)
+            parts = _given_parts(dataset, settings)
         else:
             parts = dataset.parts_for(settings.seed, settings.select_on)
         dataset.check_parts(parts)
@@ -126,7 +126,7 @@ def make_split(dataset: AnyDataset, settings: Settings) -> Split:
 
 def _parts_of_images(dataset: Dataset, settings: Settings) -> Parts:
     if settings.split:
-        return _given_parts(dataset, str(settings.split), settings.select_on)
+        return _given_parts(dataset, settings)
     shares = {"validation": SHARE} if settings.select_on == "validation" else {}
     shares |= {} if dataset.test else {"test": SHARE}
     drawn = draw(dataset.train, settings.group_by, settings.seed, shares) if shares else {}
@@ -159,7 +159,8 @@ def crossings(dataset: Dataset, parts: Parts, group_by: str | None) -> dict[str,
     }
 
 
-def _given_parts(dataset: Dataset | SliceDataset, given: str, select_on: str) -> Parts:
+def _given_parts(dataset: Dataset | SliceDataset, settings: Settings) -> Parts:
+    given, select_on, noun = str(settings.split), settings.select_on, settings.noun
     parts = read_split(given).parts
     test_names = set((dataset.test or dataset.train).names)
     for names, known in (
@@ -169,8 +170,8 @@ def _given_parts(dataset: Dataset | SliceDataset, given: str, select_on: str) ->
         if missing := sorted(set(names) - known):
             raise InputError(
                 given,
-                f"names {len(missing)} images that are not in {dataset.folder}: {missing[0]} …",
-                "a split of the same images",
+                f"names {len(missing)} {noun} that are not in {dataset.folder}: {missing[0]} …",
+                f"a split of the same {noun}",
             )
     for a, b in (("training", "validation"), ("training", "test"), ("validation", "test")):
         if dataset.test and b == "test":

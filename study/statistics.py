@@ -33,11 +33,12 @@ def bootstrap_interval(
     units = _together([score.name for score in scores], patient_of)
     if len(units) < 2 or metric(scores) is None:
         return None
+    members = [[scores[index] for index in unit] for unit in units]
     generator = np.random.default_rng(0)
     values = []
     for _ in range(RESAMPLES):
         drawn = generator.integers(len(units), size=len(units))
-        value = metric([scores[i] for unit in drawn for i in units[unit]])
+        value = metric([score for unit in drawn for score in members[unit]])
         if value is not None:
             values.append(value)
     low, high = np.percentile(values, [2.5, 97.5])

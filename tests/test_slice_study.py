@@ -107,6 +107,18 @@ def test_what_predicting_nothing_scores(brains: Path) -> None:
     assert told["Channels, target"] == "flair; wt"
 
 
+def test_a_test_without_masks_is_predicted_only(tmp_path: Path) -> None:
+    write_slices(tmp_path, train=4, test=2)
+    (tmp_path / "msks_test.npy").unlink()
+    dataset = opened(tmp_path)
+    assert not dataset.test_has_truth
+    told = dict(dataset.rows(dataset.parts_for(0, "validation"), "validation"))
+    assert "24 test (without masks: predicted only)" in told["Slices"]
+    assert "12 slices have none" in told["Foreground"]
+    more = ("--select-on", "test", "--layers", "layers/unet_small.json")
+    assert "the test slices have no masks" in refused(tmp_path, tmp_path, *more)
+
+
 def test_batches_are_made_to_fit(tmp_path: Path) -> None:
     for rows, batch in ((60, 4), (300, 10), (5000, 32)):
         np.save(tmp_path / "imgs_train.npy", np.zeros((rows, 2, 2, 4), np.uint8))
@@ -219,10 +231,11 @@ def test_what_a_study_of_slices_cannot_use_is_told(
         ({"target": ["tumour"]}, "data.slices.target: no 'tumour'"),
         ({"target": []}, "data.slices.target"),
         ({"planes": [1]}, "data.slices.planes"),
+        (None, "data.slices"),
     ],
 )
 def test_channels_of_a_base_that_are_not_there_are_told(
-    brains: Path, tmp_path: Path, slices: dict[str, Any], told: str
+    brains: Path, tmp_path: Path, slices: dict[str, Any] | None, told: str
 ) -> None:
     base = json.loads((studies.ROOT / "configs/brain_slices.json").read_text())
     base["neural_network"]["data"]["slices"] = slices
