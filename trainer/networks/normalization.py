@@ -22,8 +22,8 @@ PART = 1024
 MANY = 2**15
 """Places of a batch from which its statistics are ours: torch's are wrong by 2e-5 there."""
 
-FEW = 2**18
-"""Numbers of a sample below which torch's ordinary sums, of all samples at once, are as fast as its
+FEW = 2**16
+"""Numbers of a sample up to which torch's ordinary sums, of all samples at once, are as fast as its
 kernels, which take one sample after the other: each operation starts threads."""
 
 
@@ -33,7 +33,7 @@ def _parts(rows: Tensor) -> int:
     parts, places = 1, rows.shape[1]
     while places // parts > PART and places % (2 * parts) == 0:
         parts *= 2
-    few = len(rows) > 1 and rows[0].numel() < FEW
+    few = len(rows) > 1 and places * rows.shape[2] <= FEW
     return 0 if few or places // parts > 8 * PART else parts
 
 
@@ -41,10 +41,8 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (n, C) over the places of (n, places, C)."""
     channels, parts = rows.shape[2], _parts(rows)
     if not parts:
-        mean = rows.mean(1)
-        count = max(1, FEW // rows[0].numel())  # samples at a time, so that the copies are small
-        blocks = zip(rows.split(count), mean.split(count), strict=True)
-        return mean, torch.cat([(one - m[:, None]).square_().mean(1) for one, m in blocks])
+        mean = rows.mean(1, keepdim=True)
+        return mean[:, 0], (rows - mean).square_().mean(1)
     means, variances = [], []
     for one in rows:  # a part of a channel is a channel to the kernel
         m, v = torch.batch_norm_update_stats(one.view(-1, parts * channels), None, None, 0.0)
@@ -59,10 +57,8 @@ def _slopes(over: Tensor, rows: Tensor, mean: Tensor, inverse: Tensor) -> tuple[
     the normalised rows."""
     channels, parts = rows.shape[2], _parts(rows)
     if not parts:
-        count = max(1, FEW // rows[0].numel())
-        blocks = zip(*(t.split(count) for t in (over, rows, mean, inverse)), strict=True)
-        both = [(one - m[:, None]).mul_(s[:, None]).mul_(g).mean(1) for g, one, m, s in blocks]
-        return over.mean(1), torch.cat(both)
+        normal = (rows - mean[:, None]).mul_(inverse[:, None])
+        return over.mean(1), normal.mul_(over).mean(1)
     plain, product = [], []
     for g, one, m, s in zip(over, rows, mean, inverse, strict=True):
         _, both, alone = torch.ops.aten.native_batch_norm_backward(
