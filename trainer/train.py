@@ -45,6 +45,7 @@ from trainer.device import (
     open_device,
     peak_memory_bytes,
     placed,
+    possible,
 )
 from trainer.errors import InputError, NotANumber, Stopped
 from trainer.evaluate import Evaluation, OwnSizeMasks, as_result, evaluate
@@ -129,6 +130,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
 
     # ---- data ----
     parts, usage = open_run(config)
+    usage = replace(usage, precision=possible(usage.precision, device))
     make_folders(config)
     mlperf = MlperfLog(config.mlperf_log if config.trains else None, more=this.resume)
     mlperf.begin(config)
@@ -253,7 +255,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
             if due and not this.clock:
                 batch_size = config.data.batch_size
                 refresh_batch_norm(
-                    network, training, work.transform, device, batch_size, config.precision
+                    network, training, work.transform, device, batch_size, usage.precision
                 )
             scored = Evaluation(None, [])
             if evaluation and due:
@@ -521,7 +523,7 @@ def train_epoch(
             if isinstance(optimizer, torch.optim.LBFGS):  # one batch, one function
                 torch.manual_seed(n)
                 run.stop.check()
-            with autocast(work.device, config.precision):
+            with autocast(work.device, work.usage.precision):
                 logits = network(inputs)
             assert work.loss
             loss = work.loss(logits, targets)
@@ -589,7 +591,7 @@ def scored_part(
         "sink": sink,
         "console": console,
         "epochs": (epoch, config.num_epochs),
-        "precision": config.precision,
+        "precision": usage.precision,
         "check": work.run.stop.check,
     }
     batch_size = config.data.test_batch_size
