@@ -4,9 +4,10 @@
 
 PREPARED is a folder of `python -m trainer.prepare msd`; left out, phantoms are drawn. Both train
 the same network from the same weights, with the same loss, optimizer and strength of augmentation,
-on the same cases in memory; each in its own memory layout, ours channels last. Training: crops a
-second over epochs, MONAI with each of its three loaders, the fastest counts. Windows: seconds a
-volume, Gaussian weights, the logits compared first. They take turns; a ratio is that of medians.
+on the same cases in memory; ours in channels last and with the layers that the trainer has for it,
+MONAI's in the plain order and with torch's. Training: crops a second over epochs, MONAI with each
+of its three loaders, the fastest counts. Windows: seconds a volume, Gaussian weights, the logits
+compared first. They take turns; a ratio is that of medians. `--layers A B`: both on one page.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ from trainer.config import Config, Window, parse_config
 from trainer.console import Console
 from trainer.data.volumes.volume_file import Case, open_volumes
 from trainer.data.volumes.windows import predict_windows
-from trainer.device import in_layout
+from trainer.device import forward_of
 from trainer.epoch import Run, Work, train_epoch
 from trainer.events import EventLog
-from trainer.networks.build import SegmentationNetwork, build
+from trainer.networks.build import OURS, SegmentationNetwork, build, exchange
 from trainer.optimizers import open_stepping
 from trainer.outputs import TextLogs
 from trainer.stopping import StopRequest
@@ -212,12 +213,10 @@ def sliding(
     from monai.inferers.utils import sliding_window_inference
 
     window = Window(size=size, overlap=0.5, weighting="gaussian")
+    forward = forward_of(network, CPU, "float32")
 
     def our_way() -> list[Tensor]:
-        return [
-            predict_windows(lambda x: network(in_layout(x, CPU)), one, size, window, batch)
-            for one in volumes
-        ]
+        return [predict_windows(forward, one, size, window, batch) for one in volumes]
 
     def monai_way() -> list[Tensor]:
         with torch.inference_mode():
@@ -258,16 +257,22 @@ def phantoms(folder: Path) -> Path:
     return prepared
 
 
-def page(options: argparse.Namespace, folder: Path) -> str:
-    """The measurements as a page."""
-    import monai
+def as_torch_has_it(network: nn.Module) -> nn.Module:
+    """A copy in the plain order, of torch's own layers."""
+    plain = copy.deepcopy(network)
+    plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    exchange(plain, {own: theirs for theirs, own in OURS.items()})
+    return plain
 
+
+def part(options: argparse.Namespace, folder: Path, layers: str) -> list[str]:
+    """The measurements of one network, as lines of a page."""
     patch, window = options.patch, options.window
-    config = configuration(folder, options.layers, patch, options.batch)
+    config = configuration(folder, layers, patch, options.batch)
     cases = open_volumes(config.data.input_path or "").cases[: options.cases]
     network, our_epoch = ours(config, len(cases))
     tasks: dict[str, Callable[[], Any]] = {"ours": our_epoch}
-    plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    plain = as_torch_has_it(network)
     for name, loader in monai_loaders(cases, patch, options.batch).items():
         tasks[name] = monai_epoch(copy.deepcopy(plain), loader)
     crops = len(cases) * PER_CASE
@@ -276,15 +281,12 @@ def page(options: argparse.Namespace, folder: Path) -> str:
     best = max(LOADERS, key=lambda name: speeds[name])
     seen = open_volumes(config.data.test_input_path or "").cases[: options.volumes]
     volumes = [torch.from_numpy(np.ascontiguousarray(case.image())) for case in seen]
-    trained = copy.deepcopy(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    ways, apart = sliding(network, trained, volumes, window, options.batch)
+    ways, apart = sliding(network, as_torch_has_it(network), volumes, window, options.batch)
     if apart > 0.02:
         raise SystemExit(f"the logits are not the same: they differ by {apart:.3f} of the largest")
     whole = in_turns(dict(ways), options.repeats)
     took = {name: statistics.median(times) / len(volumes) for name, times in whole.items()}
     count = sum(p.numel() for p in network.parameters())
-    data = "phantoms" if options.data is None else folder.name
-    shapes = sorted(case.grid.shape for case in cases)
     ratio = speeds["ours"] / speeds[best]
     faster = [b / a for a, b in zip(whole["ours"], whole["MONAI"], strict=True)]
     per_epoch = [b / a for a, b in zip(epochs["ours"], epochs[best], strict=True)]
@@ -292,49 +294,64 @@ def page(options: argparse.Namespace, folder: Path) -> str:
         f"| {name}{', the fastest' if name == best else ''} | {speeds[name]:.2f} |"
         for name in LOADERS
     ]
-    return "\n".join(
-        [
-            "# Volumes: training on crops and windows, against MONAI",
-            "",
-            f"{date.today()}, {processor()}, {torch.get_num_threads()} threads, "
-            f"torch {torch.__version__}, MONAI {monai.__version__}.",
-            "",
-            f"Data: {data}, {len(cases)} training cases of {'x'.join(map(str, shapes[0]))} to "
-            f"{'x'.join(map(str, shapes[-1]))} voxels, all in memory. Network: "
-            f"`{Path(options.layers).name}`, {count:,} parameters, single precision, AdamW, Dice "
-            "and cross-entropy; flips, turns, brightness and noise alike.",
-            f"{options.repeats} rounds, all in turn; the ratio is that of the medians (above 1: "
-            "ours is faster); from, to: the ratios within a round.",
-            "",
-            f"## Training, crops of {'x'.join(map(str, patch))}, {options.batch} in a batch",
-            "",
-            "| pipeline | crops a second |",
-            "|---|---|",
-            f"| ours | {speeds['ours']:.2f} |",
-            *rows,
-            "",
-            f"Ratio {ratio:.2f} ({min(per_epoch):.2f} to {max(per_epoch):.2f}); claimed: {LEAST}.",
-            "",
-            f"## Windows of {'x'.join(map(str, window))}, overlap 0.5, Gaussian, {options.batch} "
-            f"at a time, {len(volumes)} volumes",
-            "",
-            "| pipeline | seconds a volume |",
-            "|---|---|",
-            f"| ours | {took['ours']:.3f} |",
-            f"| MONAI's sliding_window_inference | {took['MONAI']:.3f} |",
-            "",
-            f"Ratio {took['MONAI'] / took['ours']:.2f} ({min(faster):.2f} to {max(faster):.2f}); "
-            f"claimed: {LEAST}. The logits differ by {apart:.0e} of the largest: MONAI cuts the "
-            "weights off at 0.001, ours at 0.001 of the largest.",
-            "",
-        ]
-    )
+    return [
+        f"## `{Path(layers).name}`, {count:,} parameters",
+        "",
+        f"Training, crops of {'x'.join(map(str, patch))}, {options.batch} in a batch:",
+        "",
+        "| pipeline | crops a second |",
+        "|---|---|",
+        f"| ours | {speeds['ours']:.2f} |",
+        *rows,
+        "",
+        f"Ratio {ratio:.2f} ({min(per_epoch):.2f} to {max(per_epoch):.2f}); claimed: {LEAST}.",
+        "",
+        f"Windows of {'x'.join(map(str, window))}, overlap 0.5, Gaussian, {options.batch} "
+        f"at a time, {len(volumes)} volumes:",
+        "",
+        "| pipeline | seconds a volume |",
+        "|---|---|",
+        f"| ours | {took['ours']:.3f} |",
+        f"| MONAI's sliding_window_inference | {took['MONAI']:.3f} |",
+        "",
+        f"Ratio {took['MONAI'] / took['ours']:.2f} ({min(faster):.2f} to {max(faster):.2f}); "
+        f"claimed: {LEAST}. The logits differ by {apart:.0e} of the largest: MONAI cuts the "
+        "weights off at 0.001, ours at 0.001 of the largest.",
+        "",
+    ]
+
+
+def page(options: argparse.Namespace, folder: Path) -> str:
+    """The measurements as a page."""
+    import monai
+
+    cases = open_volumes(str(folder / "train.h5")).cases[: options.cases]
+    shapes = sorted(case.grid.shape for case in cases)
+    lines = [
+        "# Volumes: training on crops and windows, against MONAI",
+        "",
+        f"{date.today()}, {processor()}, threads: {torch.get_num_threads()}, "
+        f"torch {torch.__version__}, MONAI {monai.__version__}.",
+        "",
+        f"Data: {'phantoms' if options.data is None else folder.name}, {len(cases)} training cases "
+        f"of {'x'.join(map(str, shapes[0]))} to {'x'.join(map(str, shapes[-1]))} voxels, all in "
+        "memory. Single precision, AdamW, Dice and cross-entropy; flips, turns, brightness and "
+        "noise alike.",
+        f"{options.repeats} rounds, all in turn; the ratio is that of the medians (above 1: "
+        "ours is faster); from, to: the ratios within a round.",
+        "",
+    ]
+    for layers in options.layers:
+        lines += part(options, folder, layers)
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="prepared volumes; left out: phantoms")
-    parser.add_argument("--layers", help="network file (default: layers.json of the data)")
+    parser.add_argument(
+        "--layers", nargs="+", help="network files (default: layers.json of the data)"
+    )
     parser.add_argument("--patch", type=int, nargs=3, default=[48, 64, 48])
     parser.add_argument("--window", type=int, nargs=3, default=[32, 32, 32])
     parser.add_argument("--batch", type=int, default=4)
@@ -348,7 +365,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.data or phantoms(Path(scratch))
-        options.layers = options.layers or str(folder / "layers.json")
+        options.layers = options.layers or [str(folder / "layers.json")]
         text = page(options, folder)
     print(text)
     if options.out:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,36 @@ def test_predictions_of_a_run_are_evaluated_alike_by_its_checkpoint(
         best["evaluation"]["foreground_dice"], abs=1e-6
     )
     assert (tmp_path / "again/out/output_1.h5").exists()
+
+
+def test_a_checkpoint_is_used_in_the_precision_that_it_was_trained_in(
+    prepared: Path, tmp_path: Path
+) -> None:
+    from trainer.data.volumes.scans import Scan
+
+    content = configuration(prepared, num_epochs=1, precision="bfloat16")
+    first = run(content, tmp_path / "first")["evaluation"]
+    again: dict[str, Any] = {
+        "checkpoints": {"load": str(tmp_path / "first/checkpoints/last.pt")},
+        "data": {"type": "hdf5", "test_input_path": str(prepared / "validation.h5")},
+        "loss": {"function": "dice_ce"},
+    }
+    losses = [
+        run({"neural_network": {**again, **more}}, tmp_path / name)["evaluation"]["loss"]
+        for name, more in (("kept", {}), ("asked", {"precision": "float32"}))
+    ]
+    assert losses[0] == first["loss"] != losses[1]
+    case = open_volumes(prepared / "test.h5").cases[0]
+    scan = Scan(case.image(), case.grid, case.name)
+    model = load_model(tmp_path / "first/checkpoints/last.pt", "cpu")
+    assert model.use.precision == "bfloat16"
+    found = model.predict_scan(scan).probabilities
+    single, half = (
+        replace(model, use=model.use.model_copy(update={"precision": one})).predict_scan(scan)
+        for one in ("float32", "float16")
+    )
+    assert 0 < np.abs(found - single.probabilities).max() < 0.2
+    assert np.array_equal(half.probabilities, single.probabilities)  # no CPU computes float16
 
 
 def test_scans_are_predicted_on_their_own_voxels(

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.config import Precision
 from trainer.data.samples import Samples
 from trainer.data.volumes.augment import AnyTransform
-from trainer.device import Precision, autocast, in_layout, on_device
+from trainer.device import forward_of, on_device
 
 MOST_IMAGES = 256
 MOST_CROPS = 32
@@ -70,12 +71,12 @@ def refresh_batch_norm(
         layer.reset_running_stats()
         layer.momentum = None  # the plain mean over the batches that follow
         layer.train()
+    forward = forward_of(network, device, precision)
     for indices in _spread(images, max(2, batch_size)):
         raw, truth = images.batch(indices)
         truth = None if truth is None else on_device(truth, device)
         inputs, _ = transform.evaluated(on_device(raw, device), truth, indices)
-        with autocast(device, precision):
-            network(in_layout(inputs, device))
+        forward(inputs)
     for layer, momentum, batches in zip(layers, momenta, seen, strict=True):
         layer.momentum = momentum
         layer.num_batches_tracked.fill_(batches)

@@ -6,15 +6,16 @@ import contextlib
 import os
 import re
 import warnings
-from typing import Literal, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from trainer.config import Precision
 from trainer.errors import InputError
 
 Network = TypeVar("Network", bound=nn.Module)
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def open_device(name: str, threads: int | None, deterministic: bool) -> torch.device:
@@ -111,6 +112,11 @@ def check_precision(precision: Precision, device: torch.device) -> None:
         raise InputError("precision", found, "auto, float32 or bfloat16; float16 on CUDA")
 
 
+def possible(precision: Precision, device: torch.device) -> Precision:
+    """That of a trained network, or auto where the device does not compute it."""
+    return "auto" if precision == "float16" and device.type != "cuda" else precision
+
+
 def autocast(
     device: torch.device, precision: Precision = "auto"
 ) -> contextlib.AbstractContextManager[None]:
@@ -125,6 +131,18 @@ def autocast(
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def forward_of(
+    network: Callable[[Tensor], Tensor], device: torch.device, precision: Precision = "auto"
+) -> Callable[[Tensor], Tensor]:
+    """How a network evaluates and predicts a batch: in the device's layout, in this precision."""
+
+    def forward(batch: Tensor) -> Tensor:
+        with autocast(device, precision):
+            return network(in_layout(batch, device))
+
+    return forward
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:

@@ -162,7 +162,7 @@ def train_epoch(
             if isinstance(optimizer, torch.optim.LBFGS):  # one batch, one function
                 torch.manual_seed(n)
                 run.stop.check()
-            with autocast(work.device, config.precision):
+            with autocast(work.device, work.usage.precision):
                 logits = network(inputs)
             assert work.loss
             loss = work.loss(logits, targets)

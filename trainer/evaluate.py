@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer import metrics
+from trainer.config import Precision
 from trainer.console import Console
 from trainer.data.cache import SHARE_OF_FREE_MEMORY, ImageSet, free_bytes
 from trainer.data.order import batches_in_order
 from trainer.data.samples import Samples
 from trainer.data.transforms import BatchTransform
-from trainer.device import Precision, autocast, in_layout, on_device
+from trainer.device import forward_of, on_device
 from trainer.losses import LossFunction, probabilities
 from trainer.metrics import Counts, ImageScore, LabelScore, VolumeScore
 from trainer.networks.build import SegmentationNetwork
@@ -177,6 +178,7 @@ def evaluate(
     planned = batches_in_order(samples.groups, batch_size, samples.device)
     batches = len(planned)
     printed = printed_batches(batches)
+    forward = forward_of(network, device, precision)
     for batch, indices in enumerate(planned, start=1):
         check()
         numbers = range(tally.samples, tally.samples + len(indices))
@@ -187,8 +189,7 @@ def evaluate(
         else:
             raw_targets = on_device(raw_targets, device)
             inputs, targets = transform.evaluated(raw, raw_targets, indices)
-        with autocast(device, precision):
-            logits = network(in_layout(inputs, device))
+        logits = forward(inputs)
         told = ""
         tally.samples += len(indices)
         if targets is not None:

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.config import Evaluation as Asked
+from trainer.config import Precision
 from trainer.console import Console
 from trainer.data.volumes.grid import Grid, inside, resample
 from trainer.data.volumes.surfaces import hd95_mm, surface_dice
 from trainer.data.volumes.volume_set import VolumeSet
 from trainer.data.volumes.windows import kept_region, predict_windows
-from trainer.device import Precision, autocast, in_layout, on_device
+from trainer.device import forward_of, on_device
 from trainer.evaluate import Evaluation
 from trainer.losses import LossFunction, probabilities
 from trainer.metrics import Counts, VolumeScore, volume_summary
@@ -90,10 +91,7 @@ def evaluate_volumes(
     losses: list[Tensor] = []
     printed = printed_batches(len(samples.cases))
 
-    def forward(crops: Tensor) -> Tensor:
-        with autocast(device, precision):
-            return network(in_layout(crops, device))
-
+    forward = forward_of(network, device, precision)
     for number, case in enumerate(samples.cases):
         check()
         image, label = samples.whole(number)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trainer.config import Data, Transform, Window
+from trainer.config import Data, Precision, Transform, Window
 from trainer.data.images import prepared
 from trainer.data.masks import Masks
 from trainer.data.volumes.grid import Grid
@@ -75,6 +75,7 @@ class Use(BaseModel):
     volumes: Header | None = None
     slices: SliceUse | None = None
     window: Window | None = None
+    precision: Precision = "auto"
 
 
 def use_of(checkpoint: dict[str, Any], where: str) -> Use:
@@ -157,6 +158,13 @@ class Model:
         described = self.network.description
         return self.use.reading or reading_of(described.activation, None, described.classes)
 
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """Logits of a batch (N, C, …) as the network takes it, in the training's precision."""
+        from trainer.device import forward_of, possible
+
+        precision = possible(self.use.precision, self.device)
+        return forward_of(self.network, self.device, precision)(batch)
+
     def probabilities(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """An image (H, W) grey or (H, W, 3) RGB, 8 bit -> (C, h, w) at the network's size.
 
@@ -171,7 +179,6 @@ class Model:
         Raises InputError where the model is not of volumes, or the scan has other channels.
         """
         from trainer.data.volumes.windows import kept_region, predict_windows
-        from trainer.device import autocast, in_layout
         from trainer.evaluate_volumes import classes_at
 
         header, window = self.use.volumes, self.use.window
@@ -188,12 +195,8 @@ class Model:
         grid = preparation.prepared_grid(scan.grid)
         window = window.model_copy(update={"mirror": window.mirror or mirror})
 
-        def forward(crops: torch.Tensor) -> torch.Tensor:
-            with autocast(self.device):
-                return self.network(in_layout(crops, self.device))
-
         with torch.inference_mode():
-            logits = predict_windows(forward, image.to(self.device), window.size or [], window)
+            logits = predict_windows(self.forward, image.to(self.device), window.size or [], window)
             region = kept_region(grid.shape, window.size or [], window)
             field = grid.cropped([one.start for one in region], logits.shape[1:])
             aim = Aim("foreground", self.reading)
@@ -227,7 +230,6 @@ class Model:
         import torch
 
         from trainer.data.transforms import channels_read, reading_steps
-        from trainer.device import autocast, in_layout
         from trainer.losses import probabilities
         from trainer.networks.description import check_size
 
@@ -249,9 +251,7 @@ class Model:
             check_size(self.network.description, (own.shape[2], own.shape[1]), "image")
         with torch.inference_mode():
             batch = self.transform.inputs(torch.from_numpy(own)[None].to(self.device))
-            with autocast(self.device):
-                logits = self.network(in_layout(batch, self.device))
-            return probabilities(logits, self.reading)
+            return probabilities(self.forward(batch), self.reading)
 
 
 def model_file(path: Path) -> Path:

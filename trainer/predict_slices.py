@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from trainer.data.volumes.grid import Grid
 from trainer.data.volumes.scans import read_scan, write_label
-from trainer.device import autocast, in_layout
 from trainer.errors import InputError
 from trainer.losses import probabilities
 from trainer.model import Model
@@ -122,6 +121,4 @@ def predict_slices(
 def _forward(model: Model, rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n, H, W, C) -> probabilities (n, H, W)."""
     x = torch.from_numpy(np.ascontiguousarray(rows.transpose(0, 3, 1, 2))).to(model.device)
-    with autocast(model.device):
-        logits = model.network(in_layout(x, model.device))
-    return probabilities(logits, model.reading)[:, 0].cpu().numpy()
+    return probabilities(model.forward(x), model.reading)[:, 0].cpu().numpy()

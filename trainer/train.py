@@ -39,6 +39,7 @@ from trainer.device import (
     open_device,
     peak_memory_bytes,
     placed,
+    possible,
 )
 from trainer.epoch import Run, Work, train_epoch
 from trainer.errors import InputError, NotANumber, Stopped
@@ -83,6 +84,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
 
     # ---- data ----
     parts, usage = open_run(config)
+    usage = replace(usage, precision=possible(usage.precision, device))
     make_folders(config)
     mlperf = MlperfLog(config.mlperf_log if config.trains else None, more=this.resume)
     mlperf.begin(config)
@@ -207,7 +209,7 @@ def run(config: Config, this: Run) -> dict[str, Any]:
             if due and not this.clock:
                 batch_size = config.data.batch_size
                 refresh_batch_norm(
-                    network, training, work.transform, device, batch_size, config.precision
+                    network, training, work.transform, device, batch_size, usage.precision
                 )
             scored = Evaluation(None, [])
             if evaluation and due:
@@ -409,7 +411,7 @@ def scored_part(
         "sink": sink,
         "console": console,
         "epochs": (epoch, config.num_epochs),
-        "precision": config.precision,
+        "precision": usage.precision,
         "check": work.run.stop.check,
     }
     batch_size = config.data.test_batch_size

@@ -6,11 +6,11 @@ From the configuration and the layers file or, in a run without training, from t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from trainer.checkpoint import load_checkpoint
-from trainer.config import LOSS_FIELDS, Config, Data, Window
+from trainer.config import LOSS_FIELDS, Config, Data, Precision, Window
 from trainer.data.labels import MOST_CLASSES, MaskClass
 from trainer.data.masks import Masks
 from trainer.data.samples import AnySamples, Item, open_samples
@@ -59,6 +59,9 @@ class Usage:
 
     slices: SliceFiles | None = None
     """Of slice arrays."""
+
+    precision: Precision = "auto"
+    """Of its arithmetic."""
 
     @property
     def order(self) -> Literal["RGB", "BGR"]:
@@ -141,6 +144,7 @@ class Usage:
             "reading": self.aim.reading,
             "scaling": "pixel / 255" if self.data.kinds[0] in ("images", "mnist") else "none",
             "threshold": 0.5,
+            "precision": self.precision,
             "masks": self.masks.model_dump() if self.masks else None,
             "volumes": self.volumes.model_dump(mode="json") if self.volumes else None,
             "window": self.window.model_dump() if self.window else None,
@@ -161,7 +165,9 @@ def open_run(config: Config) -> tuple[Parts, Usage]:
     checkpoint = load_checkpoint(load) if load else {}
     known = use_of(checkpoint, str(load)) if not config.trains else Use()
     parts = open_parts(config, known.class_names)
-    return parts, usage_of(config, parts, checkpoint, known)
+    usage = usage_of(config, parts, checkpoint, known)
+    asked = config.trains or "precision" in config.model_fields_set
+    return parts, replace(usage, precision=config.precision if asked else known.precision)
 
 
 def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any], known: Use) -> Usage:

@@ -62,6 +62,7 @@ __all__ = [
     "Loss",
     "Optimizer",
     "Patches",
+    "Precision",
     "RandomPatches",
     "Section",
     "Slicer",
@@ -75,6 +76,8 @@ __all__ = [
     "read_configuration",
     "read_json",
 ]
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Checkpoints(Section):
@@ -129,7 +132,7 @@ class Config(Section):
     checkpoints: Checkpoints = Field(Checkpoints(), description="Weights in and out.")
     data: Data = Field(description="Images and masks.")
     evaluation: Evaluation = Field(Evaluation(), description="When and how. Ours.")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    precision: Precision = Field(
         "auto",
         description="Of the network's arithmetic: bfloat16 on GPUs that have it, else float32; or "
         "as named (float16 with a scaled loss, GPUs only). Ours.",

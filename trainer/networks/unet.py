@@ -39,8 +39,6 @@ def _normalization(network: Network, channels: int) -> list[nn.Module]:
         case "group":
             return [nn.GroupNorm(network.groups, channels, eps=network.normalization_eps)]
         case "instance":
-            # A GroupNorm of one channel a group is the same and faster, but sums in a way that is
-            # wrong by 0.004 over 128x128x128 voxels in channels last on a CPU.
             eps = network.normalization_eps
             return [INSTANCE_NORM[network.dimensions](channels, eps=eps, affine=True)]
     return []

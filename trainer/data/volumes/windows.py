@@ -107,11 +107,12 @@ def predict_windows(
         logits = _mirrored(network, crops) if window.mirror else network(crops).float()
         if total is None:
             total = torch.zeros((logits.shape[1], *filled.shape[1:]), device=volume.device)
-        for place, one in zip(places, logits, strict=True):
+        # In the plain order, as the sum is; else adding takes twice as long.
+        for place, one in zip(places, logits.contiguous(), strict=True):
             if len(starts) == 1:
                 total, count = one, torch.ones((), device=volume.device)
                 break
-            total[(slice(None), *place)] += one * weight
+            total[(slice(None), *place)].addcmul_(one, weight)
             count[place] += weight
     assert total is not None
     total = total / count if count.dim() else total

@@ -1,0 +1,48 @@
+"""Convolution of a batch of one: torch's numbers, from the faster kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from trainer.networks.convolution import Conv3d
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": 1},
+        {"padding": 1, "stride": 2, "bias": False},
+        {"padding": (2, 0, 1), "dilation": 2, "groups": 2},
+        {"padding": "same"},
+        {"padding": 1, "padding_mode": "reflect"},
+    ],
+)
+def test_values_and_gradients_are_those_of_double_precision(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    ours = Conv3d(4, 6, 3, **options)
+    theirs = nn.Conv3d(4, 6, 3, **options).double()
+    theirs.load_state_dict(ours.state_dict())
+    ours.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    x = torch.randn(1, 4, 10, 9, 8, requires_grad=True)
+    exact = x.detach().double().requires_grad_()
+    found, expected = ours(x), theirs(exact)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    assert x.grad is not None and exact.grad is not None
+    torch.testing.assert_close(x.grad.double(), exact.grad, atol=1e-4, rtol=1e-4)
+    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert own.grad is not None and other.grad is not None
+        torch.testing.assert_close(own.grad.double(), other.grad, atol=1e-2, rtol=1e-4)
+
+
+def test_half_precision_and_other_batches_are_left_to_torch() -> None:
+    ours = Conv3d(2, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(torch.randn(1, 2, 5, 5, 5)).dtype == torch.bfloat16
+    assert ours(torch.randn(3, 2, 5, 5, 5)).shape == (3, 3, 3, 3, 3)
+    assert ours(torch.randn(2, 5, 5, 5)).shape == (3, 3, 3, 3)

@@ -1,0 +1,243 @@
+"""Normalisation of instances, groups and batches that keeps channels last on a CPU, and is exact.
+
+torch's instance normalisation copies such a batch into the plain order and gives it back so. Its
+group and batch normalisation add up all places of a channel in one single-precision number: over
+128x128x128 places the result is wrong by 0.004. Here a channel is added up in parts of about 1024
+places, and the parts' sums with each other. Formulas: Ioffe and Szegedy 2015 (batches), Ulyanov
+et al. 2016 (instances), Wu and He 2018 (groups).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+PART = 1024
+"""Places of a channel that are added up plainly, or a little more."""
+
+MANY = 2**15
+"""Places of a batch from which its statistics are ours: torch's are wrong by 2e-5 there."""
+
+FEW = 2**16
+"""Numbers of a sample up to which torch's ordinary sums, of all samples at once, are as fast as its
+kernels, which take one sample after the other: each operation starts threads."""
+
+
+def _parts(rows: Tensor) -> int:
+    """Of (n, places, C): in how many parts torch's kernels shall add up a channel; 0: they are not
+    used, because the rows are few, or do not divide well."""
+    parts, places = 1, rows.shape[1]
+    while places // parts > PART and places % (2 * parts) == 0:
+        parts *= 2
+    few = len(rows) > 1 and places * rows.shape[2] <= FEW
+    return 0 if few or places // parts > 8 * PART else parts
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (n, C) over the places of (n, places, C)."""
+    channels, parts = rows.shape[2], _parts(rows)
+    if not parts:
+        mean = rows.mean(1, keepdim=True)
+        return mean[:, 0], (rows - mean).square_().mean(1)
+    means, variances = [], []
+    for one in rows:  # a part of a channel is a channel to the kernel
+        m, v = torch.batch_norm_update_stats(one.view(-1, parts * channels), None, None, 0.0)
+        m = m.view(parts, channels)
+        means.append(m.mean(0))
+        variances.append(v.view(parts, channels).mean(0) + (m - means[-1]).square_().mean(0))
+    return torch.stack(means), torch.stack(variances)
+
+
+def _slopes(over: Tensor, rows: Tensor, mean: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Means (n, C) over the places of gradients `over` (n, places, C), and of their products with
+    the normalised rows."""
+    channels, parts = rows.shape[2], _parts(rows)
+    if not parts:
+        normal = (rows - mean[:, None]).mul_(inverse[:, None])
+        return over.mean(1), normal.mul_(over).mean(1)
+    plain, product = [], []
+    for g, one, m, s in zip(over, rows, mean, inverse, strict=True):
+        _, both, alone = torch.ops.aten.native_batch_norm_backward(
+            g.view(-1, parts * channels),
+            one.view(-1, parts * channels),
+            *(None, None, None),
+            *(m.repeat(parts), s.repeat(parts)),
+            *(True, 0.0, [False, True, True]),
+        )
+        plain.append(alone.view(parts, channels).sum(0) / len(one))
+        product.append(both.view(parts, channels).sum(0) / len(one))
+    return torch.stack(plain), torch.stack(product)
+
+
+def _over_groups(values: Tensor, groups: int) -> Tensor:
+    """(n, C) -> the means over the channels of each group, (n, C)."""
+    if groups == values.shape[1]:
+        return values
+    parted = values.view(len(values), groups, -1)
+    return parted.mean(2, keepdim=True).expand_as(parted).reshape(values.shape)
+
+
+def _rows(x: Tensor, together: bool) -> Tensor:
+    """(N, C, …) as (N, places, C), or (1, places, C) with all samples `together`; in channels last
+    nothing is copied."""
+    places = x.movedim(1, -1)
+    return places.reshape(1 if together else len(x), -1, x.shape[1]).contiguous()
+
+
+def _empty(x: Tensor) -> Tensor:
+    """As x, in channels last."""
+    return torch.empty_like(x, memory_format=LAYOUTS[x.dim()])
+
+
+class _Normalize(torch.autograd.Function):
+    """x normalised by mean and 1/deviation (n, C), which are those of its rows over `groups` of
+    channels; times weight (C,), plus bias (C,). In channels last."""
+
+    # Written into tensors, not made as views: after a view, ReLU in place copies backward.
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        inverse: Tensor,
+        groups: int,
+        together: bool,
+    ) -> Tensor:
+        rows = _rows(x, together)
+        scale = weight * inverse
+        shift = bias - mean * scale
+        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.groups, ctx.together = groups, together
+        out = _empty(x)
+        torch.addcmul(shift[:, None], rows, scale[:, None], out=_rows(out, together))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse = ctx.saved_tensors
+        rows, over = _rows(x, ctx.together), _rows(gradients[0], ctx.together)
+        plain, product = _slopes(over, rows, mean, inverse)
+        height, slope = (t.sum(0) * rows.shape[1] for t in (plain, product))
+        plain, product = (_over_groups(weight * t, ctx.groups) for t in (plain, product))
+        # inverse * (weight * over - plain - normal * product), without a copy of the normal rows
+        of_rows = -inverse.square() * product
+        whole = _empty(x)
+        out = _rows(whole, ctx.together)
+        constant = -inverse * plain - of_rows * mean
+        torch.addcmul(constant[:, None], rows, of_rows[:, None], out=out)
+        out.addcmul_(over, (weight * inverse)[:, None])
+        return whole, slope, height, None, None, None, None
+
+
+def _applies(x: Tensor) -> bool:
+    """On a CPU, and nothing that traces the network. The layout of x does not matter: torch's
+    convolutions leave channels last for a small batch of one, and torch's instance normalisation
+    takes gradients in channels last for plain ones then (2.13): it trains on wrong numbers."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.dim() in LAYOUTS
+        and x.shape[2:].numel() > 1
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _normalized(
+    module: Any, x: Tensor, groups: int, *, together: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x over groups of channels, each sample by itself or all `together`, in channels last; mean
+    and variance (n, C)."""
+    single, channels = x.float(), x.shape[1]
+    weight = single.new_ones(channels) if module.weight is None else module.weight
+    bias = single.new_zeros(channels) if module.bias is None else module.bias
+    with torch.no_grad():
+        mean, var = _moments(_rows(single, together))
+        if groups < channels:
+            whole = _over_groups(mean, groups)
+            mean, var = whole, _over_groups(var + (mean - whole).square(), groups)
+        inverse = torch.rsqrt(var + module.eps)
+    out: Tensor = _Normalize.apply(single, weight, bias, mean, inverse, groups, together)
+    return out.to(x.dtype), mean, var
+
+
+def _follow(module: Any, mean: Tensor, var: Tensor, count: int, share: float) -> None:
+    """The running statistics take over a share of (n, C) of `count` numbers each."""
+    module.running_mean.lerp_(mean.mean(0), share)
+    module.running_var.lerp_(var.mean(0) * (count / (count - 1)), share)
+
+
+def _by_instance(module: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor) -> Tensor:
+    out, mean, var = _normalized(module, x, x.shape[1])
+    if module.track_running_stats:
+        _follow(module, mean, var, x.shape[2:].numel(), module.momentum or 0.0)
+    return out
+
+
+def _by_batch(module: nn.BatchNorm2d | nn.BatchNorm3d, x: Tensor) -> Tensor:
+    out, mean, var = _normalized(module, x, x.shape[1], together=True)
+    if module.track_running_stats and module.num_batches_tracked is not None:
+        module.num_batches_tracked.add_(1)
+        share = module.momentum
+        if share is None:  # the plain mean over batches
+            share = 1.0 / float(module.num_batches_tracked)
+        _follow(module, mean, var, x.numel() // x.shape[1], share)
+    return out
+
+
+def _of_instances(module: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor) -> bool:
+    return _applies(x) and (module.training or not module.track_running_stats)
+
+
+def _of_batch(module: nn.BatchNorm2d | nn.BatchNorm3d, x: Tensor) -> bool:
+    return module.training and _applies(x) and x.numel() // x.shape[1] >= MANY
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """(N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _by_instance(self, x) if _of_instances(self, x) else super().forward(x)
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """(N, C, D, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _by_instance(self, x) if _of_instances(self, x) else super().forward(x)
+
+
+class GroupNorm(nn.GroupNorm):
+    """(N, C, H, W) or (N, C, D, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _normalized(self, x, self.num_groups)[0] if _applies(x) else super().forward(x)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """(N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _by_batch(self, x) if _of_batch(self, x) else super().forward(x)
+
+
+class BatchNorm3d(nn.BatchNorm3d):
+    """(N, C, D, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _by_batch(self, x) if _of_batch(self, x) else super().forward(x)
+
+
+NORMALIZATIONS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.InstanceNorm2d: InstanceNorm2d,
+    nn.InstanceNorm3d: InstanceNorm3d,
+    nn.GroupNorm: GroupNorm,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+}
