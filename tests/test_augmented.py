@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests import studies
-from trainer import train
+from trainer import epoch
 from trainer.__main__ import main as run
 from trainer.augmented import find_case, show_case
 from trainer.data.folders import Pair
@@ -64,22 +64,22 @@ def test_the_versions_are_what_a_training_computes(
     """Inputs and targets of the first two epochs, caught in the trainer, image for image."""
     config = configuration(folder, [{"resize": [24, 16]}, *RANDOM, *more, NORMALIZE])
     seen: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
-    steps = train._steps
+    steps = epoch._steps
 
     def caught(*arguments: Any, **named: Any) -> Any:
         for inputs, targets, number in steps(*arguments, **named):
             seen.append((inputs.numpy().copy(), targets.numpy().copy()))
             yield inputs, targets, number
 
-    monkeypatch.setattr(train, "_steps", caught)
+    monkeypatch.setattr(epoch, "_steps", caught)
     monkeypatch.chdir(folder)  # a run goes into its folder
     assert run([f"--config={config}", "--run-folder", str(config.parent), "--device", "cpu"]) == 0
     monkeypatch.chdir(folder)  # back
     views = show_case(config, "image_004.png", None).views
     assert [view.title for view in views[2:]] == [f"epoch {n}" for n in range(1, 7)]
-    for epoch, view in enumerate(views[2:4]):
+    for past, view in enumerate(views[2:4]):
         batch = int(view.told.split(",")[0].removeprefix("batch "))
-        inputs, targets = seen[epoch * 4 + batch - 1]
+        inputs, targets = seen[past * 4 + batch - 1]
         plain = (inputs[:, 0] * 0.2 + 0.4).clip(0, 1)
         errors = np.abs(plain - view.image[None, :, :, 0]).max(axis=(1, 2))
         place = int(errors.argmin())

@@ -204,6 +204,7 @@ def test_a_part_without_foreground_is_told(tmp_path: Path) -> None:
     assert "no slice of the validation part" in refused(tmp_path, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "told"),
     [
@@ -243,6 +244,7 @@ def test_channels_of_a_base_that_are_not_there_are_told(
     assert told in refused(tmp_path, brains, "--config", "base.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "values", "told"),
     [

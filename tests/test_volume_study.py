@@ -134,6 +134,7 @@ def test_what_a_study_of_volumes_cannot_use_is_told(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_study_of_volumes(prepared: Path, tmp_path: Path) -> None:
     shared = ("--data", str(prepared), "--launcher", "process", "--threads", "1", "--no-gpu")
     code, out, err = studies.typed_here(tmp_path, "plan", *shared)
