@@ -300,7 +300,7 @@ def test_nothing_to_predict(model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no image"):
         predict_folder(tmp_path / "empty", model, tmp_path / "out", "cpu")
     (tmp_path / "empty/a.png").write_bytes(b"no")
-    with pytest.raises(InputError, match="no image could be predicted"):
+    with pytest.raises(InputError, match="nothing could be predicted"):
         predict_folder(tmp_path / "empty", model, tmp_path / "out", "cpu")
     assert not (tmp_path / "out/predict.json").exists()
 

@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from trainer.data.images import image_array, open_image
 from trainer.data.labels import written
 from trainer.data.volumes.planes import grey, middle, three_planes
 from trainer.data.volumes.scans import read_scan, write_label
-from trainer.errors import InputError
+from trainer.errors import InputError, Stopped
 from trainer.events import METRICS_FILE, EventLog
 from trainer.model import Model, load_model, model_file
 from trainer.networks.weights import sha256
@@ -41,6 +42,7 @@ from trainer.predict_output import (
     PROBABILITIES_FILE,
     RECORD_FILE,
     Done,
+    Kind,
     Record,
     Skipped,
     check_output,
@@ -53,7 +55,14 @@ from trainer.predict_output import (
     told,
     write_record,
 )
-from trainer.predict_sources import Files, check_source, list_scan_source, list_source
+from trainer.predict_sources import (
+    PREDICTIONS,
+    Files,
+    check_source,
+    list_scan_source,
+    list_slice_source,
+    list_source,
+)
 from trainer.stopping import StopRequest
 
 __all__ = ["load_model", "predict_folder"]
@@ -84,42 +93,44 @@ def predict_folder(
     check_source(source, out)
     before = check_output(out, source, checksum)
     model = load_model(file, device, trust_code=trust_code)
-    if model.use.slices:
-        return _predict_slices(model, checksum, source, out, progress, stop)
-    if model.use.volumes:
-        channels = (
-            None if model.use.volumes.preparation.channels else len(model.use.volumes.channels)
-        )
-        images, skipped = list_scan_source(source, out, channels)
-    else:
-        images, skipped = list_source(source, out)
+    kind, images, skipped = _to_predict(model, source, out)
+    if mirror and kind != "scans":
+        raise InputError("--mirror", f"this model is of {kind}", "it is for models of volumes")
     if before and read_record(out).mirror != mirror:
         before = {}  # all anew, in the other way
     before = {name: one for name, one in before.items() if name in images}
+    values: dict[str, int | str] = {"background": 0, "target": 1}
+    if kind != "slices":
+        values = dict(model.label_values) if kind == "scans" else mask_values(model.masks)
     record = Record(
         model=checksum,
         source=str(source.resolve()),
-        classes=model.classes,
-        mask_values=dict(model.label_values) if model.use.volumes else mask_values(model.masks),
+        classes=list(values) if kind == "slices" else model.classes,
+        mask_values=values,
         mirror=mirror,
+        kind=kind,
+        slices=model.use.slices,
         images=list(before.values()),
     )
     write_record(record, out)  # the folder is known as ours, whatever happens
     names = png_names(list(images))
-    with open_probabilities(out, source, model.masks, keep=set(before)) as probabilities:
-        work = Work(model, out, probabilities, before, mirror, skipped=skipped)
-        for number, (name, paths) in enumerate(images.items(), start=1):
-            if stop.asked():
-                work.done |= {n: one for n, one in before.items() if n not in work.done}
-                break
-            work.one(name, paths, names[name])
-            progress(number, len(images), name)
+    opened: AbstractContextManager[Any] = nullcontext({})  # slices have a file each
+    if kind != "slices":
+        opened = open_probabilities(out, source, model.masks, keep=set(before))
+    with opened as probabilities:
+        work = Work(model, out, probabilities, before, mirror, stop, skipped=skipped)
+        with suppress(Stopped):
+            for number, (name, paths) in enumerate(images.items(), start=1):
+                stop.check()
+                work.one(kind, name, paths, names[name])
+                progress(number, len(images), name)
+        work.done |= {n: one for n, one in before.items() if stop.asked() and n not in work.done}
     if not work.done:
         for left in (RECORD_FILE, PROBABILITIES_FILE):
-            (out / left).unlink()
+            (out / left).unlink(missing_ok=True)
         stop.check()
         reasons = "\n".join(f"- {name}: {why}" for name, why in list(work.skipped.items())[:10])
-        raise InputError(str(source), f"no image could be predicted\n{reasons}")
+        raise InputError(str(source), f"nothing could be predicted\n{reasons}")
     record.images = list(work.done.values())
     record.skipped = [Skipped(name=n, reason=why) for n, why in sorted(work.skipped.items())]
     write_record(record, out)
@@ -127,41 +138,16 @@ def predict_folder(
     return record
 
 
-def _predict_slices(
-    model: Model,
-    checksum: str,
-    source: Path,
-    out: Path,
-    progress: Callable[[int, int, str], None],
-    stop: StopRequest,
-) -> Record:
-    """With a model of slices: .npy files, or raw scans."""
-    from trainer.predict_slices import predict_slices
-
-    values: dict[str, int | str] = {"background": 0, "target": 1}
-    record = Record(
-        model=checksum,
-        source=str(source.resolve()),
-        classes=list(values),
-        mask_values=values,
-        kind="slices",
-        slices=model.use.slices,
-    )
-    write_record(record, out)
-    for one in predict_slices(model, source, out, progress, stop.check):
-        total = int(np.prod(one.shape))
-        done = Done(
-            name=one.name,
-            sha256="",
-            mask=str(one.label.relative_to(out)) if one.label else one.array.name,
-            overlay="",
-            size=one.shape,
-            pixels={"background": total - one.voxels, "target": one.voxels},
-            odd=[],
-        )
-        record.images.append(done)
-    write_record(record, out)
-    return record
+def _to_predict(
+    model: Model, source: Path, out: Path
+) -> tuple[Kind, dict[str, Files], dict[str, str]]:
+    """What the model takes, what there is of it by name, and what was passed over, with why."""
+    if model.use.slices:
+        return ("slices", *list_slice_source(source))
+    if header := model.use.volumes:
+        channels = None if header.preparation.channels else len(header.channels)
+        return ("scans", *list_scan_source(source, out, channels))
+    return ("images", *list_source(source, out))
 
 
 @dataclass
@@ -172,20 +158,25 @@ class Work:
     out: Path
     probabilities: Any
     before: dict[str, Done]
-    mirror: bool = False
+    mirror: bool
+    stop: StopRequest
     done: dict[str, Done] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
-    def one(self, name: str, paths: Files, png: str) -> None:
+    def one(self, kind: Kind, name: str, paths: Files, png: str) -> None:
         """Predicts an image, unless it is done already; what cannot be read is passed over."""
         path = paths[0]
         try:
             digest = _digest(paths)
             known = self.before.get(name)
-            if known and known.sha256 == digest and self._is_there(name, png):
+            if known and known.sha256 == digest and self._is_there(kind, name):
                 self.done[name] = known.model_copy(update={"new": False})
             else:
-                predict = self._predict_scan if self.model.use.volumes else self._predict
+                predict = {
+                    "images": self._predict_image,
+                    "scans": self._predict_scan,
+                    "slices": self._predict_slices,
+                }[kind]
                 self.done[name] = predict(name, paths, png, digest)
         except InputError as error:
             self.skipped[name] = " ".join(str(error).replace(f"{path}: ", "").split())
@@ -194,11 +185,31 @@ class Work:
                 raise
             self.skipped[name] = error.strerror or "cannot be read"
 
-    def _is_there(self, name: str, png: str) -> bool:
+    def _is_there(self, kind: Kind, name: str) -> bool:
         known = self.before[name]
-        files = [self.out / place for place in (known.mask, known.overlay)]
+        places = {known.mask, known.overlay or known.mask}
+        if kind == "slices":
+            places.add(f"{name}{PREDICTIONS}.npy")
+        files = [self.out / place for place in places]
         plain = all(file.is_file() and not file.is_symlink() for file in files)
-        return plain and name in self.probabilities
+        return plain and (kind == "slices" or name in self.probabilities)
+
+    def _predict_slices(self, name: str, paths: Files, png: str, digest: str) -> Done:
+        from trainer.predict_slices import predict_slices
+
+        if len(paths) > 1:  # of a scan there is a label
+            subfolder(self.out, f"{MASKS}/{name}")
+        found = predict_slices(self.model, name, paths, self.out, self.stop.check)
+        total = int(np.prod(found.shape))
+        return Done(
+            name=name,
+            sha256=digest,
+            mask=str((found.label or found.array).relative_to(self.out)),
+            overlay="",
+            size=found.shape,
+            pixels={"background": total - found.voxels, "target": found.voxels},
+            odd=[],
+        )
 
     def _predict_scan(self, name: str, paths: Files, png: str, digest: str) -> Done:
         scan = read_scan(paths if len(paths) > 1 else paths[0])
@@ -227,7 +238,7 @@ class Work:
             odd=[],
         )
 
-    def _predict(self, name: str, paths: Files, png: str, digest: str) -> Done:
+    def _predict_image(self, name: str, paths: Files, png: str, digest: str) -> Done:
         image = open_image(paths[0])
         odd = oddities(image, self.model)
         rgb = np.asarray(image.convert("RGB"))

@@ -36,6 +36,9 @@ OF_THE_TRAINER = re.compile(r"output_\d+\.(h5|png)")
 """What a configuration's predictions leave in a folder; they do not disturb."""
 
 MOST_LINES = 10
+Kind = Literal["images", "scans", "slices"]
+WHAT: dict[Kind, str] = {"images": "images", "scans": "scans", "slices": "arrays or scans"}
+"""What one of a kind is called, in the plural."""
 
 
 class Done(BaseModel):
@@ -67,8 +70,9 @@ class Record(BaseModel):
     classes: list[str]
     mask_values: dict[str, int | str]
     mirror: bool = False
-    kind: Literal["images", "scans", "slices"] = "images"
+    kind: Kind = "images"
     slices: SliceUse | None = None
+    """Of a model of slices: what it takes, and finds."""
     images: list[Done] = []
     skipped: list[Skipped] = []
 
@@ -215,13 +219,13 @@ def told(record: Record, out: Path) -> Iterator[str]:
     new = sum(image.new for image in images)
     before = f" ({new} new, {len(images) - new} done before)" if new < len(images) else ""
     values = ", ".join(f"{name} {value}" for name, value in record.mask_values.items())
+    done = f"{len(images)} {WHAT[record.kind]} predicted{before} in {out}: "
     if record.kind == "slices":
-        yield f"{len(images)} predicted in {out}: NAME_predictions.npy (probabilities by slice), "
+        yield f"{done}NAME_predictions.npy (probabilities by slice), "
         yield f"{MASKS}/ (labels of raw scans: {values}), {RECORD_FILE} (what was done)"
-        return
-    what = "scans" if images and len(images[0].size) == 3 else "images"
-    yield f"{len(images)} {what} predicted{before} in {out}: {MASKS}/ ({values}), {OVERLAYS}/, "
-    yield f"{PROBABILITIES_FILE} (probabilities), {RECORD_FILE} (what was done)"
+    else:
+        yield f"{done}{MASKS}/ ({values}), {OVERLAYS}/, "
+        yield f"{PROBABILITIES_FILE} (probabilities), {RECORD_FILE} (what was done)"
     masks = sum(one.reason.startswith(IS_A_MASK) for one in record.skipped)
     if masks:
         yield f"passed over: {masks} masks that lie beside their images"
@@ -231,4 +235,4 @@ def told(record: Record, out: Path) -> Iterator[str]:
     for lines, what in ((odd, "odd"), (over, "passed over")):
         yield from map(printable, lines[:MOST_LINES])
         if len(lines) > MOST_LINES:
-            yield f"… {len(lines)} images are {what}; all of them: {out / RECORD_FILE}"
+            yield f"… {len(lines)} {WHAT[record.kind]} are {what}; all of them: {out / RECORD_FILE}"

@@ -1,7 +1,6 @@
-"""Predictions of a model of slices: of arrays of slices, or of raw BraTS scans, prepared alike.
+"""Predictions of a model of slices: of an array of slices, or of a raw BraTS scan, prepared alike.
 
-    done = predict_slices(model, Path("data/imgs_test.npy"), Path("out"))
-    done = predict_slices(model, Path("HGG"), Path("out"))
+    done = predict_slices(model, "imgs_test", (Path("data/imgs_test.npy"),), Path("out"))
 
 NAME_predictions.npy has (slices, height, width, 1) probabilities, float32, every slice in its row.
 Of a raw scan masks/NAME.nii.gz is 1 where they are above 0.5, on the scan's own voxels; what the
@@ -11,7 +10,7 @@ crop left out is 0.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trainer.data.slice_files import open_array
 from trainer.data.volumes.grid import Grid
 from trainer.data.volumes.scans import read_scan, write_label
 from trainer.errors import InputError
 from trainer.losses import probabilities
 from trainer.model import Model
-from trainer.prepare.brats_slices import find_scans, normalised_slices, put_back
+from trainer.prepare.brats_slices import normalised_slices, put_back
 
 AT_ONCE = 32
 """Slices in a batch."""
@@ -33,88 +33,63 @@ AT_ONCE = 32
 class Predicted(NamedTuple):
     """What was written for one array or scan: its files, its shape, the voxels above 0.5."""
 
-    name: str
     array: Path
     label: Path | None
     shape: tuple[int, ...]
     voxels: int
 
 
-class _Source(NamedTuple):
-    """One array (slices, height, width, channels), and the scan that it was made from, if any."""
-
-    name: str
-    slices: NDArray[np.floating]
-    grid: Grid | None = None
-    scan: Path | None = None
-
-
-def _sources(source: Path, size: int) -> Iterator[_Source]:
-    files = [source] if source.is_file() else sorted(source.glob("*.npy"))
-    files = [one for one in files if not one.stem.endswith("_predictions")]
-    arrays = [one for one in files if one.suffix == ".npy" and not one.stem.startswith("msks_")]
-    for one in arrays:
-        try:
-            array = np.load(one, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(str(one), f"cannot be read ({error})", "a .npy file") from None
-        yield _Source(one.stem, array)
-    if arrays:
-        return
-    for name, paths in find_scans(source):
-        scan = read_scan(list(paths))
-        yield _Source(name, normalised_slices(scan.array, size, name), scan.grid, paths[0])
-
-
 def predict_slices(
     model: Model,
-    source: Path,
+    name: str,
+    paths: tuple[Path, ...],
     out: Path,
-    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     check: Callable[[], None] = lambda: None,
-) -> list[Predicted]:
-    """Predicts .npy files of slices (one, or those of a folder), or the raw scans below a folder.
+) -> Predicted:
+    """Predicts one .npy file of slices, or one scan (a file a modality), into the folder `out`.
 
-    Raises InputError where there is neither, and for arrays of another shape than the training's.
+    `check` is called before each batch, and may raise. Raises InputError for what cannot be read,
+    and for slices of another shape than the training's.
     """
+    array, grid = _slices(model, name, paths)
     used = model.use.slices
     assert used
-    done: list[Predicted] = []
-    for one in _sources(source, used.height):
-        array = one.slices
-        channels = max(used.channels) + 1
-        if (
-            array.ndim != 4
-            or array.shape[3] < channels
-            or array.shape[1:3]
-            != (
-                used.height,
-                used.width,
-            )
-        ):
-            accepted = f"(slices, {used.height}, {used.width}, {channels} or more channels)"
-            raise InputError(one.name, f"has the shape {array.shape}", accepted)
-        target = out / f"{one.name}_predictions.npy"
-        beside = out / f".{target.name}.{os.getpid()}"
-        try:
-            found = np.lib.format.open_memmap(beside, "w+", np.float32, (*array.shape[:3], 1))
-            for first in range(0, len(array), AT_ONCE):
-                check()
-                rows = np.asarray(array[first : first + AT_ONCE], np.float32)[..., used.channels]
-                found[first : first + len(rows), ..., 0] = _forward(model, rows)
-            found.flush()
-            label = None
-            if one.grid is not None:
-                mask = put_back(np.asarray(found[..., 0] > 0.5), one.grid.shape)
-                label = write_label(out / "masks" / one.name, mask, one.grid, one.scan)
-            voxels = int((found > 0.5).sum())
-            del found
-            os.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
-        done.append(Predicted(one.name, target, label, tuple(array.shape[:3]), voxels))
-        progress(len(done), len(done), one.name)
-    return done
+    target = out / f"{name}_predictions.npy"
+    beside = out / f".{target.name}.{os.getpid()}"
+    try:
+        found = np.lib.format.open_memmap(beside, "w+", np.float32, (*array.shape[:3], 1))
+        for first in range(0, len(array), AT_ONCE):
+            check()
+            rows = np.asarray(array[first : first + AT_ONCE], np.float32)[..., used.channels]
+            found[first : first + len(rows), ..., 0] = _forward(model, rows)
+        found.flush()
+        label = None
+        if grid is not None:
+            mask = put_back(np.asarray(found[..., 0] > 0.5), grid.shape)
+            label = write_label(out / "masks" / name, mask, grid, paths[0])
+        voxels = int((found > 0.5).sum())
+        del found
+        os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+    return Predicted(target, label, tuple(array.shape[:3]), voxels)
+
+
+def _slices(
+    model: Model, name: str, paths: tuple[Path, ...]
+) -> tuple[NDArray[np.floating], Grid | None]:
+    """(slices, height, width, channels), and the grid of the scan that they are of, if any."""
+    used = model.use.slices
+    assert used
+    if len(paths) > 1:
+        scan = read_scan(list(paths))
+        return normalised_slices(scan.array, used.height, name), scan.grid
+    array = open_array(paths[0])
+    channels = max(used.channels) + 1
+    if array.shape[3] < channels or array.shape[1:3] != (used.height, used.width):
+        accepted = f"(slices, {used.height}, {used.width}, {channels} or more channels)"
+        raise InputError(str(paths[0]), f"has the shape {array.shape}", accepted)
+    return array, None
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from trainer.data.folders import MASK_NAME, SUFFIXES, files_below
@@ -12,7 +13,9 @@ from trainer.errors import InputError
 Files = tuple[Path, ...]
 """What one image or scan is read from: a file, a file a channel, or a folder of DICOM files."""
 
-IS_A_MASK = "this is a mask of"
+IS_A_MASK = "this is a mask"
+PREDICTIONS, SLICE_MASKS = "_predictions", "msks_"
+"""What names of arrays end or begin with that are no inputs."""
 
 
 def list_source(source: Path, out: Path) -> tuple[dict[str, Files], dict[str, str]]:
@@ -36,7 +39,7 @@ def list_source(source: Path, out: Path) -> tuple[dict[str, Files], dict[str, st
         if path.suffix.lower() not in SUFFIXES:
             skipped[name] = "this is not an image (" + ", ".join(SUFFIXES) + ")"
         elif mask and path.with_name(mask[1]) in stems:
-            skipped[name] = f"{IS_A_MASK} {mask[1]}"
+            skipped[name] = f"{IS_A_MASK} of {mask[1]}"
         elif path.exists() and not path.is_file():
             skipped[name] = "this is no plain file"
         elif not _is_text(name):
@@ -68,6 +71,29 @@ def list_scan_source(
             if not within and source not in taken and path.resolve() != out.resolve():
                 skipped[path.name] = f"this is no scan ({', '.join(SCAN_SUFFIXES)})"
     return scans, skipped
+
+
+def list_slice_source(source: Path) -> tuple[dict[str, Files], dict[str, str]]:
+    """The same for slices: arrays (.npy), or where there are none the scans of BraTS below, a file
+    a modality. Masks and predictions are no inputs. Raises InputError where there is neither."""
+    from trainer.prepare.brats_slices import find_scans
+
+    files = [source] if source.is_file() else sorted(source.glob("*.npy"))
+    arrays = [one for one in files if one.suffix == ".npy" and not one.stem.endswith(PREDICTIONS)]
+    inputs: dict[str, Files] = {
+        one.stem: (one,) for one in arrays if not one.stem.startswith(SLICE_MASKS)
+    }
+    if not inputs:
+        scans = find_scans(source)
+        names = Counter(name for name, _ in scans)
+        if twice := next((name for name, count in names.items() if count > 1), None):
+            raise InputError(str(source), f"has two scans of the name {twice}", "each scan once")
+        inputs = dict(scans)
+    skipped = {one.name: IS_A_MASK for one in arrays if one.stem not in inputs}
+    for name in [name for name in inputs if not _is_text(name)]:
+        skipped[ascii(name)] = "its name is no UTF-8"
+        del inputs[name]
+    return inputs, skipped
 
 
 def check_source(source: Path, out: Path) -> None:
