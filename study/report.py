@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Sequence
 from math import log
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from study.view import duration, settings_of
 from study.volumes import BASE_FILE
 from trainer.config.override import value_at
 from trainer.data.split import Split, patient_of
-from trainer.metrics import ImageScore, VolumeScore, class_dice
+from trainer.metrics import ImageScore, VolumeScore, dice, mean
 from trainer.networks.description import parse_network
 from trainer.networks.keras.graph import is_keras
 
@@ -251,11 +250,9 @@ def _rows_of_volumes(
     if not scores or not result:
         return []
 
-    def mean(part: Sequence[VolumeScore]) -> float | None:
-        return sum(one.dice for one in part) / len(part) if part else None
-
-    interval = statistics.bootstrap_interval(scores, mean)
-    rows = [(f"{name} foreground Dice", f"{told(mean(scores), interval)} on {len(scores)} cases")]
+    every = [one.dice for one in scores]
+    text = f"{told(mean(every), statistics.mean_interval(every))} on {len(scores)} cases"
+    rows = [(f"{name} foreground Dice", text)]
     by_class = result["class_dice"]
     if len(classes) > 2:
         text = ", ".join(f"{one} {value:.3f}" for one, value in by_class.items())
@@ -275,14 +272,11 @@ def _class_rows(name: str, scores: list[ImageScore], classes: list[str]) -> list
     """Dice of each class by name, where there are several."""
     rows = []
     for one in classes[1:] if len(classes) > 2 else ():
-
-        def of_class(images: Sequence[ImageScore], one: str = one) -> float | None:
-            return class_dice(images, classes)[one]
-
         at = classes.index(one) - 1
-        having = [s for s in scores if s.foreground[at].tp + s.foreground[at].fn]
-        interval = statistics.bootstrap_interval(having, of_class)
-        text = f"{told(of_class(scores), interval)} on {len(having)} images that have it"
+        counts = [s.foreground[at] for s in scores]
+        values = [dice(c.tp, c.fp, c.fn) for c in counts if c.tp + c.fn]
+        text = f"{told(mean(values), statistics.mean_interval(values))} on {len(values)}"
+        text += " images that have it"
         rows.append((f"{name} Dice of {one}", text))
     return rows
 
@@ -293,14 +287,18 @@ def _score_rows(
     noun, patients = settings.noun, patient_of(split.patients.get(name.lower(), {}))
     lesions = [score for score in scores if not score.empty]
     empty = [score for score in scores if score.empty]
-    every = statistics.bootstrap_interval(scores, statistics.accuracy, patients)
-    dice = statistics.bootstrap_interval(lesions, statistics.lesion_dice, patients)
-    correct = statistics.bootstrap_interval(empty, statistics.empty_correct, patients)
+    every = statistics.accuracy_interval(scores, patients)
+
+    def interval(part: list[ImageScore], values: list[float]) -> tuple[float, float] | None:
+        return statistics.mean_interval(values, [score.name for score in part], patients)
+
+    found = interval(lesions, [score.dice for score in lesions])
+    correct = interval(empty, [float(score.false_pixels == 0) for score in empty])
     return [
         (f"{name} accuracy", f"{told(statistics.accuracy(scores), every)} on {len(scores)} {noun}"),
         (
             f"{name} foreground Dice",
-            f"{told(statistics.lesion_dice(scores), dice)} on {len(lesions)} lesion {noun}",
+            f"{told(statistics.lesion_dice(scores), found)} on {len(lesions)} lesion {noun}",
         ),
         (
             f"{name} without lesion",
@@ -474,7 +472,8 @@ def _next_steps(settings: Settings, split: Split, launcher: str) -> list[str]:
     if settings.kind == "slices":
         over = "patients." if split.patients else "slices: too narrow for new patients."
     return [
-        f"Numbers in brackets are 95 % bootstrap intervals over {over}",
+        f"Numbers in brackets are 95 % bootstrap intervals over {over} "
+        f"Fewer than {statistics.FEWEST} have none.",
         "Every trial: list_acc.json. The best model: best_model/. To predict and look:",
         f"  {use}",
         f"  {paste.trainer('trainer.review')} predictions/output_1.h5",

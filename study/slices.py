@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from study.settings import PROGRAM_FOLDER, Settings, read_base
 from trainer.config import Slices
@@ -27,6 +26,7 @@ from trainer.data.slice_files import (
     SliceFiles,
     list_slices,
     open_array,
+    parse_slices,
     row_name,
     scans_of,
 )
@@ -281,12 +281,7 @@ def read_slices(folder: Path, base: dict[str, Any] | None) -> SliceDataset:
     """Opens the arrays of a folder; raises InputError for what a study cannot use. `base` says
     which channels are seen, and what the target is."""
     told = (base or {}).get("data", {}).get("slices", {})
-    try:
-        slices = Slices.model_validate(told)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in ("data.slices", *first["loc"]))
-        raise InputError(key, first["msg"]) from None
+    slices = parse_slices(told, "data.slices")
     folder = folder.resolve()
     train = _arrays(folder, "train", slices, truth=True)
     if len(train) < FEWEST_SLICES:

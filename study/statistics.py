@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer import metrics
-from trainer.metrics import ImageScore, VolumeScore
+from trainer.metrics import ImageScore
 
 RESAMPLES = 2000
 PERMUTATIONS = 9999
@@ -17,32 +17,65 @@ ROUNDING = 1e-12
 """Two arrangements that differ by less are equal."""
 
 
-Score = TypeVar("Score", ImageScore, VolumeScore)
+FEWEST = 5
+"""Images, or patients, that an interval needs: of two there are but three arrangements."""
 
 
 def bootstrap_interval(
-    scores: Sequence[Score],
-    metric: Callable[[Sequence[Score]], float | None],
+    summands: NDArray[np.float64],
+    value: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    names: Sequence[str] = (),
     patient_of: Mapping[str, str] | None = None,
 ) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of `metric` over images or volumes (Efron 1979), seeded;
-    with `patient_of` (by name) over patients, all of whose slices are drawn together.
+    """95 % percentile bootstrap interval (Efron 1979), seeded, of a number that depends on sums.
 
-    None where there are fewer than two of them, or the metric has no value.
+    `summands` (n, k) are those of each image or volume; `value` gives the numbers (r,) of sums
+    (r, k), NaN where there is none. With `patient_of` (of their `names`) patients are drawn, all
+    rows of one together. None where there are fewer than FEWEST of them.
     """
-    units = _together([score.name for score in scores], patient_of)
-    if len(units) < 2 or metric(scores) is None:
+    units = _together(names or [""] * len(summands), patient_of)
+    if len(units) < FEWEST:
         return None
-    members = [[scores[index] for index in unit] for unit in units]
+    of_units = np.stack([summands[rows].sum(axis=0) for rows in units])
     generator = np.random.default_rng(0)
-    values = []
-    for _ in range(RESAMPLES):
+    sums = np.empty((RESAMPLES, summands.shape[1]))
+    for number in range(RESAMPLES):
         drawn = generator.integers(len(units), size=len(units))
-        value = metric([score for unit in drawn for score in members[unit]])
-        if value is not None:
-            values.append(value)
-    low, high = np.percentile(values, [2.5, 97.5])
+        sums[number] = np.bincount(drawn, minlength=len(units)) @ of_units
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = value(sums)
+    low, high = np.percentile(values[~np.isnan(values)], [2.5, 97.5])
     return float(low), float(high)
+
+
+def mean_interval(
+    values: Sequence[float],
+    names: Sequence[str] = (),
+    patient_of: Mapping[str, str] | None = None,
+) -> tuple[float, float] | None:
+    """That of the mean of the values, one an image."""
+    summands = np.array([(value, 1.0) for value in values]).reshape(-1, 2)
+    return bootstrap_interval(summands, lambda sums: sums[:, 0] / sums[:, 1], names, patient_of)
+
+
+def accuracy_interval(
+    scores: Sequence[ImageScore], patient_of: Mapping[str, str] | None = None
+) -> tuple[float, float] | None:
+    """That of the accuracy of the images together."""
+    rows = []
+    for score in scores:
+        counts = score.counts
+        classes = [counts[0].others, counts[0]] if len(counts) == 1 else counts
+        rows.append([n for c in classes for n in (c.tp, c.fp, c.fn)])
+
+    def value(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        tp, fp, fn = np.moveaxis(sums.reshape(len(sums), -1, 3), 2, 0)
+        whole = 2 * tp + fp + fn
+        dice = np.where(whole > 0, 2 * tp / whole, 1.0)
+        return np.asarray(dice.mean(axis=1))
+
+    names = [score.name for score in scores]
+    return bootstrap_interval(np.array(rows, np.float64), value, names, patient_of)
 
 
 def _together(

@@ -13,8 +13,16 @@ import pytest
 
 from trainer.config import Slices
 from trainer.data.slice_files import list_slices
+from trainer.errors import InputError
 from trainer.prepare.__main__ import main
-from trainer.prepare.brats_slices import Brain, Choices, find_brains, split_rows, turned_slices
+from trainer.prepare.brats_slices import (
+    Brain,
+    Choices,
+    find_brains,
+    find_scans,
+    split_rows,
+    turned_slices,
+)
 from trainer.prepare.phantoms import make_phantoms
 
 FILES = [f"{kind}_{part}.npy" for kind in ("imgs", "msks") for part in ("train", "test")]
@@ -135,6 +143,38 @@ def test_all_scans_of_a_patient_go_to_one_part() -> None:
     parts = split_rows(every, [155] * 40, Choices(seed=4))
     patients = [{one.brain.patient for one in parts[part]} for part in ("train", "test")]
     assert [len(one) for one in patients] == [17, 3] and not patients[0] & patients[1]
+
+
+@pytest.mark.parametrize(
+    ("scan", "patient"),
+    [
+        ("Brats17_TCIA_296_1", "Brats17_TCIA_296"),
+        ("Brats17_2013_10_1", "Brats17_2013_10"),
+        ("Brats18_TCIA01_131_1", "Brats18_TCIA01_131"),
+        ("BraTS19_CBICA_AAB_1", "BraTS19_CBICA_AAB"),
+        ("BraTS20_Training_001", "BraTS20_Training_001"),
+        ("BraTS2021_00000", "BraTS2021_00000"),
+        ("case_1", "case_1"),
+    ],
+)
+def test_the_patient_of_a_scan(scan: str, patient: str) -> None:
+    assert Brain(scan, (), Path()).patient == patient
+
+
+def test_a_scan_is_found_once_through_links_and_in_two_formats(tmp_path: Path) -> None:
+    own = tmp_path / "real" / "A"
+    own.mkdir(parents=True)
+    for which in ("t1", "t2", "flair", "t1ce", "seg"):
+        (own / f"A_{which}.nii.gz").touch()
+    (own / "A_t1.nii").touch()
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/A").symlink_to(own)
+    assert [name for name, _ in find_scans(tmp_path / "links")] == ["A"]
+    assert [brain.images[0].name for brain in find_brains(tmp_path)[0]] == ["A_t1.nii.gz"]
+    shutil.copytree(own, tmp_path / "again" / "A")
+    for find in (find_scans, find_brains):
+        with pytest.raises(InputError, match="has two scans of the name A"):
+            find(tmp_path)
 
 
 def test_scans_that_lack_a_file_are_passed_over_and_told(

@@ -84,10 +84,14 @@ def test_predictions_of_a_part_take_their_rows_from_the_hdf5_beside(
     folder = tmp_path / "output"
     folder.mkdir()
     rows = range(HALF, HALF + 4)
-    write_hdf5(folder / "output_3.h5", predictions, rows)
+    other = tmp_path / "other_predictions.npy"
+    np.save(other, 0 * np.load(predictions))
+    for epoch, of in ((9, other), (10, predictions)):  # the array is of the last epoch
+        write_hdf5(folder / f"output_{epoch}.h5", of, rows)
     np.save(folder / "msks_test_predictions.npy", np.load(predictions)[rows.start : rows.stop])
     review = gather_slices(open_slice_review(folder / "msks_test_predictions.npy"), most=1)
     assert review.total == 4 and review.cases[0].name == "Brats17_01_1, slice 5"
+    assert review.scores[0].dice == pytest.approx(2 * 24 / (2 * 24 + 12))
 
 
 def test_the_channel_and_the_target_of_the_model_are_drawn(predictions: Path) -> None:
@@ -131,3 +135,23 @@ def test_what_cannot_be_drawn_is_told(
     predictions.rename(tmp_path / "brain_predictions.npy")
     assert "is of the raw scan brain" in refused(str(tmp_path / "brain_predictions.npy"))
     assert not (tmp_path / "page.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("slices", "rows"), [('{"channels": "x"}', ["000003"]), ('{"channels": [2]}', ["3"])]
+)
+def test_a_file_that_says_what_is_not_so_is_told(
+    predictions: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    slices: str,
+    rows: list[str],
+) -> None:
+    file_of = tmp_path / "output_1.h5"
+    write_hdf5(file_of, predictions, range(0))
+    with h5py.File(file_of, "a") as file:
+        file.attrs["slices"] = slices
+        for name in rows:
+            file[name] = np.zeros((1, 16, 16), np.float32)
+    assert main([str(file_of)]) == 2
+    assert "Error: " in capsys.readouterr().err

@@ -96,6 +96,26 @@ def test_a_training_predicts_every_slice_the_last_batch_too(
     best = str(run / "checkpoints/best.pt")
     assert predict([str(wrong), "--model", best, "--out", str(tmp_path / "out")]) == 2
     assert "(slices, 16, 16, 3 or more channels)" in capsys.readouterr().err
+    folder, out = tmp_path / "new", tmp_path / "out2"
+    folder.mkdir()
+    np.save(folder / "imgs_a.npy", np.load(arrays / "imgs_test.npy"))
+    np.save(folder / "msks_a.npy", np.load(arrays / "msks_test.npy"))
+    np.save(folder / "imgs_text.npy", np.full((2, 16, 16, 4), "a"))
+    np.savez(folder / "zip.npz", a=1)
+    (folder / "zip.npz").rename(folder / "imgs_zip.npy")
+    given = [str(folder), "--model", best, "--out", str(out)]
+    assert predict(given) == 0
+    told = capsys.readouterr().out
+    assert "1 arrays or scans predicted in" in told and "1 masks that lie beside" in told
+    assert "passed over: imgs_text:" in told and "passed over: imgs_zip:" in told
+    np.testing.assert_allclose(np.load(out / "imgs_a_predictions.npy"), found, atol=1e-5)
+    written = (out / "imgs_a_predictions.npy").stat().st_mtime_ns
+    np.save(folder / "imgs_b.npy", np.load(arrays / "imgs_test.npy")[:3])
+    assert predict(given) == 0
+    assert "(1 new, 1 done before)" in capsys.readouterr().out
+    assert (out / "imgs_a_predictions.npy").stat().st_mtime_ns == written
+    assert predict([*given, "--mirror"]) == 2
+    assert "--mirror: this model is of slices" in capsys.readouterr().err
     overlap = 2 * ((found[..., 0] > 0.5) & truth).sum() / ((found > 0.5).sum() + truth.sum())
     assert overlap > 0.8 and ((found > 0) & (found < 1)).all()
 

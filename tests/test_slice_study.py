@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from study.slices import SliceDataset, base_of, read_slices
-from study.statistics import bootstrap_interval, lesion_dice, paired
+from study.statistics import RESAMPLES, accuracy_interval, mean_interval, paired
 from tests import studies
 from tests.slices import EACH, write_slices
 from trainer.data.split import patient_of, row_ranges
 from trainer.errors import InputError
-from trainer.metrics import Counts, ImageScore
+from trainer.metrics import Counts, ImageScore, accuracy, total
 from trainer.prepare.__main__ import main as prepare
 
 NETWORK = {"network": "unet", "width": 4, "depth": 2, "weights": None}
@@ -148,14 +148,31 @@ def test_intervals_are_over_patients() -> None:
         counts = (Counts(tp, 0, 10 - tp, 90),)
         return ImageScore(name, counts, counts)
 
-    scores = [score(f"{row:06d}", 9 if row < 50 else 1) for row in range(100)]
-    alone = bootstrap_interval(scores, lesion_dice)
-    of = {one.name: "ab"[int(one.name) // 50] for one in scores}
-    together = bootstrap_interval(scores, lesion_dice, of)
+    found = [9] * 50 + [1] * 50
+    scores = [score(f"{row:06d}", tp) for row, tp in enumerate(found)]
+    of = {one.name: str(int(one.name) // 10) for one in scores}  # ten patients
+    dices, names = [one.dice for one in scores], [one.name for one in scores]
+    alone, together = mean_interval(dices), mean_interval(dices, names, of)
     assert alone is not None and together is not None
-    assert alone[1] - alone[0] < 0.2
-    assert together == pytest.approx((2 * 1 / 11, 2 * 9 / 19))  # both times the same patient
-    assert bootstrap_interval(scores[:50], lesion_dice, of) is None
+    assert alone[1] - alone[0] < 0.35 < together[1] - together[0]
+    assert mean_interval(dices[:40], names[:40], of) is None  # four patients
+    # The interval is that of means which are drawn and computed one by one.
+    generator = np.random.default_rng(0)
+    rows = np.array(dices).reshape(10, 10)
+    means = [rows[generator.integers(10, size=10)].mean() for _ in range(RESAMPLES)]
+    assert together == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+
+
+def test_the_interval_of_an_accuracy_is_that_of_the_counts_together() -> None:
+    generator = np.random.default_rng(5)
+    scores = []
+    for row in range(12):
+        counts = (Counts(*generator.integers(1, 50, 4).tolist()),)
+        scores.append(ImageScore(str(row), counts, counts))
+    generator = np.random.default_rng(0)
+    drawn = [[scores[i] for i in generator.integers(12, size=12)] for _ in range(RESAMPLES)]
+    values = [accuracy(total(one)) for one in drawn]
+    assert accuracy_interval(scores) == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
 
 
 def test_a_difference_of_two_patients_is_never_sure() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from trainer.data.folders import MASK_NAME, SUFFIXES, files_below
@@ -84,11 +83,7 @@ def list_slice_source(source: Path) -> tuple[dict[str, Files], dict[str, str]]:
         one.stem: (one,) for one in arrays if not one.stem.startswith(SLICE_MASKS)
     }
     if not inputs:
-        scans = find_scans(source)
-        names = Counter(name for name, _ in scans)
-        if twice := next((name for name, count in names.items() if count > 1), None):
-            raise InputError(str(source), f"has two scans of the name {twice}", "each scan once")
-        inputs = dict(scans)
+        inputs = dict(find_scans(source))
     skipped = {one.name: IS_A_MASK for one in arrays if one.stem not in inputs}
     for name in [name for name in inputs if not _is_text(name)]:
         skipped[ascii(name)] = "its name is no UTF-8"
@@ -101,8 +96,10 @@ def check_source(source: Path, out: Path) -> None:
 
     Nothing is read, and no torch is needed.
     """
-    if source.is_dir() and next(source.rglob("*_t1.nii*"), None):
-        return  # scans of BraTS, below
+    from trainer.prepare.brats_slices import holds_scans
+
+    if source.is_dir() and holds_scans(source):
+        return
     try:
         list_source(source, out)
     except InputError as error:

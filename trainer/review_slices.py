@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -26,6 +26,7 @@ from trainer.data.slice_files import (
     list_slices,
     names_of,
     open_array,
+    parse_slices,
     row_name,
     scans_of,
 )
@@ -42,7 +43,7 @@ ACCEPTED = "output_<epoch>.h5 of a run on slices, or NAME_predictions.npy"
 
 
 @dataclass(frozen=True)
-class SliceArrays:
+class DrawnSlices:
     """The arrays of slices that are drawn, and which rows are of which scan (None: unknown)."""
 
     files: SliceFiles
@@ -72,7 +73,7 @@ class SliceArrays:
 class SliceReview:
     """Predictions of some rows: `read` gives (outputs, H, W) of a row."""
 
-    arrays: SliceArrays
+    arrays: DrawnSlices
     rows: list[int]
     read: Callable[[int], NDArray[np.float32]]
     threshold: float
@@ -101,9 +102,9 @@ def of_slices(path: Path) -> bool:
         return False
 
 
-def open_slice_arrays(files: SliceFiles) -> SliceArrays:
+def open_slice_arrays(files: SliceFiles) -> DrawnSlices:
     """With what slices.json beside them says."""
-    return SliceArrays(files, scans_of(files.inputs, len(open_array(files.inputs))))
+    return DrawnSlices(files, scans_of(files.inputs, len(open_array(files.inputs))))
 
 
 def open_slice_review(
@@ -117,9 +118,17 @@ def open_slice_review(
     stem = path.stem.removesuffix(PREDICTIONS)
     if stem == path.stem:
         raise InputError(str(path), "is no file of predictions", ACCEPTED)
-    for beside in sorted(path.parent.glob("output_*.h5"), reverse=True):
-        if of_slices(beside) and stem in _stems(beside):  # the same, and it says which rows
-            return _of_hdf5(beside, inputs, targets)
+    for beside in sorted(path.parent.glob("output_*.h5")):
+        if not of_slices(beside) or stem not in _stems(beside):
+            continue
+        review = _of_hdf5(beside, inputs, targets)  # of an epoch: it says which rows, in order
+        if len(review.rows) == len(array):
+            place = {row: number for number, row in enumerate(review.rows)}
+
+            def read(row: int, place: dict[int, int] = place) -> NDArray[np.float32]:
+                return _planes(array[place[row]])
+
+            return replace(review, read=read)
     told = _recorded(path, stem) if inputs is None else {}
     where = inputs or Path(str(told.get("inputs", "")))
     if not where.is_file():
@@ -130,10 +139,12 @@ def open_slice_review(
         found = f"has {len(array)} slices, {where} {rows}"
         raise InputError(str(path), found, "predictions of these slices")
 
-    def read(row: int) -> NDArray[np.float32]:
-        return np.moveaxis(np.asarray(array[row], np.float32), 2, 0)
+    return SliceReview(arrays, list(range(rows)), lambda row: _planes(array[row]), 0.5)
 
-    return SliceReview(arrays, list(range(rows)), read, 0.5)
+
+def _planes(found: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(H, W, outputs) -> (outputs, H, W)."""
+    return np.moveaxis(np.asarray(found, np.float32), 2, 0)
 
 
 def _of_hdf5(path: Path, inputs: Path | None, targets: Path | None) -> SliceReview:
@@ -147,6 +158,8 @@ def _of_hdf5(path: Path, inputs: Path | None, targets: Path | None) -> SliceRevi
     targets = targets or (_found(path, named) if named else None)
     try:
         told, rows = json.loads(str(attributes["slices"])), [int(name) for name in names]
+        if [row_name(row) for row in rows] != names:
+            raise ValueError
     except ValueError:
         raise InputError(str(path), "is no file of predictions of slices", ACCEPTED) from None
     arrays = _arrays(where, targets, told)
@@ -197,13 +210,14 @@ def _no_inputs(path: Path, where: Path) -> InputError:
     return InputError(str(path), found, fix=fix)
 
 
-def _arrays(inputs: Path, targets: Path | None, told: object) -> SliceArrays:
+def _arrays(inputs: Path, targets: Path | None, told: object) -> DrawnSlices:
     """With the channels and planes in `told`; else flair (or the first channel) and the tumour."""
     if targets is None and inputs.name.startswith("imgs_"):
         beside = inputs.with_name(f"msks_{inputs.name.removeprefix('imgs_')}")
         targets = beside if beside.is_file() else None
     if isinstance(told, dict) and told.get("channels"):
-        slices = Slices(channels=told["channels"], target=told.get("target") or ["wt"])
+        asked = {"channels": told["channels"], "target": told.get("target") or ["wt"]}
+        slices = parse_slices(asked, f"predictions of {inputs}")
     else:
         flair = "flair" in names_of(inputs, "channels", CHANNELS)
         slices = Slices(channels=["flair" if flair else 0])
@@ -223,7 +237,7 @@ def gather_slices(source: SliceReview, most: int) -> Review:
     return Review(cases, scores, len(rows), source.threshold, NAMES, "slices")
 
 
-def draw_truth(arrays: SliceArrays, most: int, path: Path, title: str) -> str:
+def draw_truth(arrays: DrawnSlices, most: int, path: Path, title: str) -> str:
     """Writes a PNG with slices that have foreground, spread evenly over all; what to tell of it."""
     from matplotlib.figure import Figure
 
@@ -245,4 +259,5 @@ def draw_truth(arrays: SliceArrays, most: int, path: Path, title: str) -> str:
         axes.set_title(arrays.name(row), fontsize=8, parse_math=False)
     figure.suptitle(title, fontsize=10, parse_math=False)
     save_picture(figure, path)
-    return f"{len(chosen)} of {len(every)} slices with their target"
+    told = f"{len(chosen)} slices with their target, of {len(every)}"
+    return f"{told} in {arrays.files.inputs.name}"

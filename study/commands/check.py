@@ -145,7 +145,7 @@ def _check_slices(folder: Path, picture: Path, console: Console) -> int:
     parts = dataset.parts_for(0, "validation")
     print_grid([("Data", str(folder)), *dataset.rows(parts, "validation")], console)
     told = draw_truth(open_slice_arrays(dataset.train.files), OVERLAYS, picture, folder.name)
-    console.print(f"{picture}: {told} of the training part", markup=False, soft_wrap=True)
+    console.print(f"{picture}: {told}", markup=False, soft_wrap=True)
     console.print("a study can run on this data", markup=False)
     return 0
 

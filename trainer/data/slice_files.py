@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from trainer.config import Slices, read_json
 from trainer.errors import InputError, nearest
@@ -86,6 +87,16 @@ def open_array(path: Path) -> NDArray[Any]:
     if not array.size:
         raise InputError(str(path), f"holds nothing: {array.shape}", accepted)
     return array
+
+
+def parse_slices(told: object, where: str) -> Slices:
+    """Which channels and planes are used, as a configuration says it; raises InputError."""
+    try:
+        return Slices.model_validate(told)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in (where, *first["loc"]))
+        raise InputError(key, first["msg"]) from None
 
 
 def scans_of(path: Path, rows: int) -> list[ScanRows] | None:

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.folders import files_below
+from trainer.data.slice_files import CHANNELS, NAMES_FILE, PLANES
 from trainer.data.volumes.scans import read_label, read_scan
 from trainer.errors import InputError
 from trainer.files import write_json
@@ -26,8 +28,7 @@ from trainer.prepare.new_folder import check_empty, new_folder
 from trainer.prepare.split_shares import split_by_patient
 from trainer.prepare.volumes import in_turn, told_all
 
-MODALITIES = ("t1", "t2", "flair", "t1ce")
-MASKS = ("background", "necrotic", "edema", "enhancing")
+FIRST_FILE = re.compile(r"(.+)_t1\.nii(\.gz)?")
 VALUES = (0, 1, 2, 4)
 """Of the planes of the mask, in the published labels."""
 
@@ -40,8 +41,9 @@ SHARE, SHARE_OF_ONE = 0.85, 0.80
 TOGETHER = 25
 """Scans whose slices the published converter splits at a time."""
 
-RECORD = "slices.json"
-SCAN_OF_PATIENT = re.compile(r"_\d+$")
+SCAN_OF_PATIENT = re.compile(r"(Brats1[789]_.+)_\d+", re.IGNORECASE)
+"""Names of 2017 to 2019 end in the number of the scan; in others a number is the patient's."""
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -67,8 +69,10 @@ class Brain(NamedTuple):
 
     @property
     def patient(self) -> str:
-        """Brats17_TCIA_296 of Brats17_TCIA_296_1, the first scan of that patient."""
-        return SCAN_OF_PATIENT.sub("", self.name)
+        """Brats17_TCIA_296 of Brats17_TCIA_296_1, the first scan of that patient; the name itself
+        of BraTS20_Training_001 and names of one's own."""
+        match = SCAN_OF_PATIENT.fullmatch(self.name)
+        return match[1] if match else self.name
 
 
 class Rows(NamedTuple):
@@ -93,30 +97,42 @@ def find_brains(folder: Path) -> tuple[list[Brain], list[str]]:
         raise InputError(str(folder), "there is no such folder", "a folder of BraTS")
     found, notes = [], []
     for name, files in _named(folder):
-        if missing := [which for which in (*MODALITIES, "seg") if which not in files]:
+        if missing := [which for which in (*CHANNELS, "seg") if which not in files]:
             notes.append(f"Passed over: {name} has no {', '.join(missing)}.")
             continue
-        found.append(Brain(name, tuple(files[one] for one in MODALITIES), files["seg"]))
+        found.append(Brain(name, tuple(files[one] for one in CHANNELS), files["seg"]))
     if not found:
         accepted = "folders X with X_t1, X_t2, X_flair, X_t1ce and X_seg as .nii.gz"
         raise InputError(str(folder), "has no scans of BraTS", accepted)
-    names = [brain.name for brain in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(str(folder), f"has two scans of the name {twice}", "each scan once")
     return found, notes
 
 
 def _named(folder: Path) -> Iterator[tuple[str, dict[str, Path]]]:
-    """Each X_t1.nii or X_t1.nii.gz at or below `folder`: X, and what is beside it by modality."""
-    for first in sorted(folder.rglob("*_t1.nii*")):
-        name = first.name.rpartition("_t1")[0]
+    """Each X_t1.nii or X_t1.nii.gz at or below `folder`: X, and what is beside it by modality.
+    Raises InputError for two of one name."""
+    found: dict[str, Path] = {}
+    for file, name in _first_files(folder):
+        if found.setdefault(name, file.parent) != file.parent:
+            where = f"in {found[name]} and {file.parent}"
+            raise InputError(str(folder), f"has two scans of the name {name}, {where}", "one")
+    for name, own in sorted(found.items()):
         places = {
-            which: first.with_name(f"{name}_{which}{end}")
+            which: own / f"{name}_{which}{end}"
             for end in (".nii", ".nii.gz")
-            for which in (*MODALITIES, "seg")
-            if first.with_name(f"{name}_{which}{end}").exists()
+            for which in (*CHANNELS, "seg")
+            if (own / f"{name}_{which}{end}").exists()
         }
         yield name, places
+
+
+def _first_files(folder: Path) -> Iterator[tuple[Path, str]]:
+    matches = ((file, FIRST_FILE.fullmatch(file.name)) for file in files_below(folder))
+    return ((file, match[1]) for file, match in matches if match)
+
+
+def holds_scans(folder: Path) -> bool:
+    """Whether there is a scan of BraTS below, by a file's name."""
+    return any(True for _ in _first_files(folder))
 
 
 def turned_slices(volume: NDArray[Any], size: int) -> NDArray[Any]:
@@ -154,9 +170,9 @@ def find_scans(folder: Path) -> list[tuple[str, tuple[Path, ...]]]:
     """The scans at or below `folder` by name, with the files of their modalities; labels are not
     needed. Raises InputError where there is none."""
     found = [
-        (name, tuple(files[which] for which in MODALITIES))
+        (name, tuple(files[which] for which in CHANNELS))
         for name, files in _named(folder)
-        if set(MODALITIES) <= set(files)
+        if set(CHANNELS) <= set(files)
     ]
     if not found:
         accepted = "arrays of slices (.npy), or X_t1, X_t2, X_flair and X_t1ce as .nii.gz"
@@ -288,7 +304,7 @@ def _write(
     open_array = np.lib.format.open_memmap
     for part, rows in parts.items():
         counts[part] = sum(one.last - one.first for one in rows)
-        shape = (counts[part], size, size, len(MODALITIES))
+        shape = (counts[part], size, size, len(CHANNELS))
         images = open_array(folder / f"imgs_{part}.npy", "w+", choices.dtype, shape)
         masks = open_array(folder / f"msks_{part}.npy", "w+", "uint8", shape)
         at = 0
@@ -303,8 +319,8 @@ def _write(
         masks.flush()
     record = {
         "schema_version": 1,
-        "channels": list(MODALITIES),
-        "masks": list(MASKS),
+        "channels": list(CHANNELS),
+        "masks": list(PLANES),
         "size": size,
         "split_by": choices.split_by,
         "seed": choices.seed,
@@ -321,5 +337,5 @@ def _write(
             for part, rows in parts.items()
         },
     }
-    write_json(folder / RECORD, record)
+    write_json(folder / NAMES_FILE, record)
     return counts

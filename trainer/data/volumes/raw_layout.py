@@ -2,7 +2,8 @@
 
     kind_of_scans(Path("Task04_Hippocampus"))     # "msd"
 
-Nothing but dataset.json is opened, and no more than a thousand names are looked at.
+No more than a thousand names are looked at; dataset.json is opened, and the first bytes of files
+without a suffix, which may be DICOM.
 """
 
 from __future__ import annotations
