@@ -60,6 +60,8 @@ def test_values_and_gradients_are_exact_and_the_layout_stays(
     found, expected = ours(x), theirs(exact)
     assert found.is_contiguous(memory_format=LAST[len(shape)])
     torch.testing.assert_close(found.double(), expected, atol=4e-6, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), found, atol=4e-6, rtol=0)
     over = torch.randn(shape)
     found.backward(over.contiguous(memory_format=LAST[len(shape)]))
     expected.backward(over.double())

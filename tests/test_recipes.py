@@ -25,15 +25,18 @@ RECIPES: dict[str, dict[str, Any]] = {
         "prepare": ("kits19",),
         "network": {"widths": [8, 16, 32, 32]},
         "changes": {
-            "num_epochs": 24,
-            "data.patches.size": [48, 48, 48],
-            "data.patches.per_case": 6,
+            "num_epochs": 36,
+            "data.batch_size": 4,
+            "data.patches.size": [32, 32, 32],
+            "data.patches.per_case": 12,
+            # Of the crops' size, as published: instances of another size are normalised otherwise.
+            "evaluation.window.size": [32, 32, 32],
             "evaluation.every_samples": None,
             "evaluation.start_after_samples": None,
-            "evaluation.start_at": 16,
-            "evaluation.every": 2,  # the best of five: at a constant rate it goes up and down
-            "optimizer.lr_scheduler.num_epochs": 2,
-            "optimizer.learning_rate": 0.05,
+            "evaluation.start_at": 32,
+            "evaluation.every": 4,
+            "optimizer.lr_scheduler.num_epochs": 4,
+            "optimizer.learning_rate": 0.02,
             "seed": 0,
         },
     },
@@ -42,7 +45,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "prepare": ("lits", "--size", "24", "--resize", "36"),
         "network": {"width": 8, "depth": 2},
         "changes": {
-            "num_epochs": 4,
+            "num_epochs": 6,
             "data.patches.size": [24, 24, 24],
             "data.batch_size": 8,
             "optimizer.learning_rate": 0.005,
@@ -57,7 +60,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         ),
         "network": {"width": 4},
         "changes": {
-            "num_epochs": 14,
+            "num_epochs": 18,
             "data.patches.size": [40, 40, 32],
             "data.patches.per_case": 4,
             "optimizer.learning_rate": 0.005,
@@ -67,7 +70,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "phantoms": ("brats", "--cases", "6", "--size", "48"),
         "prepare": ("brats-slices", "--size", "48"),
         "network": {"width": 8, "depth": 3, "dropout": [0, 0, 0.2, 0.2]},
-        "changes": {"num_epochs": 14, "data.batch_size": 16, "data.test_batch_size": 16},
+        "changes": {"num_epochs": 30, "data.batch_size": 8, "data.test_batch_size": 16},
     },
 }
 PATHS = ("input_path", "target_path", "test_input_path", "test_target_path")
@@ -103,13 +106,13 @@ def test_a_recipe_learns_from_raw_files_to_scores(name: str, tmp_path: Path) -> 
     run = tmp_path / "run"
     options = ("--run-folder", str(run), "--threads", "1")  # sums differ with their number
     assert main([f"--config={tmp_path / 'config.json'}", *options]) == 0
-    result = json.loads((run / "result.json").read_text())
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [event["loss"] for event in events if event["event"] == "epoch"]
     lines = (run / "out_train.txt").read_text().splitlines()
     first = float(lines[0].split()[3])
     assert losses[-1] < first / 2, (first, losses)
-    assert result["evaluation"]["foreground_dice"] >= LEAST_DICE
+    scores = [e["foreground_dice"] for e in events if e.get("foreground_dice") is not None]
+    assert min(scores[-2:]) >= LEAST_DICE, scores
     for left in ("checkpoints", "model"):
         if (run / left).is_dir():
             assert (run / left / "best.pt").exists() and (run / left / "last.pt").exists()

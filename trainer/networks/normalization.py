@@ -149,14 +149,19 @@ def _applies(x: Tensor) -> bool:
     )
 
 
+def _scale_and_shift(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    channels = x.shape[1]
+    weight = x.new_ones(channels) if module.weight is None else module.weight
+    return weight, x.new_zeros(channels) if module.bias is None else module.bias
+
+
 def _normalized(
     module: Any, x: Tensor, groups: int, *, together: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x over groups of channels, each sample by itself or all `together`, in channels last; mean
     and variance (n, C)."""
     single, channels = x.float(), x.shape[1]
-    weight = single.new_ones(channels) if module.weight is None else module.weight
-    bias = single.new_zeros(channels) if module.bias is None else module.bias
+    weight, bias = _scale_and_shift(module, single)
     with torch.no_grad():
         mean, var = _moments(_rows(single, together))
         if groups < channels:
@@ -173,7 +178,21 @@ def _follow(module: Any, mean: Tensor, var: Tensor, count: int, share: float) ->
     module.running_var.lerp_(var.mean(0) * (count / (count - 1)), share)
 
 
+def _predicted(module: Any, x: Tensor) -> Tensor:
+    """Instances of few numbers in half as many operations; without gradients."""
+    weight, bias = _scale_and_shift(module, x)
+    rows = _rows(x, together=False)
+    rows = rows - rows.mean(1, keepdim=True)
+    scale = torch.rsqrt(rows.square().mean(1, keepdim=True) + module.eps) * weight
+    out = _empty(x)
+    torch.addcmul(bias, rows, scale, out=_rows(out, together=False))
+    return out
+
+
 def _by_instance(module: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor) -> Tensor:
+    few = x.dtype == torch.float32 and x.numel() <= FEW * len(x)
+    if few and not module.track_running_stats and not torch.is_grad_enabled():
+        return _predicted(module, x)
     out, mean, var = _normalized(module, x, x.shape[1])
     if module.track_running_stats:
         _follow(module, mean, var, x.shape[2:].numel(), module.momentum or 0.0)
