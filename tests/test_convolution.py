@@ -40,6 +40,16 @@ def test_values_and_gradients_are_those_of_double_precision(options: dict[str, A
         torch.testing.assert_close(own.grad.double(), other.grad, atol=1e-2, rtol=1e-4)
 
 
+def test_the_faster_kernel_is_taken_for_one_volume_alone() -> None:
+    ours = Conv3d(2, 3, 3)
+    one, two = (torch.randn(n, 2, 5, 5, 5) for n in (1, 2))
+    for batch, kernel in ((one, "MkldnnConvolutionBackward0"), (two, "ConvolutionBackward0")):
+        found = ours(batch)
+        assert found.grad_fn is not None and found.grad_fn.name() == kernel
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(one), ours(one), atol=1e-5, rtol=1e-5)
+
+
 def test_half_precision_and_other_batches_are_left_to_torch() -> None:
     ours = Conv3d(2, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from trainer.networks.build import OURS, build, exchange
 from trainer.networks.description import parse_network
-from trainer.networks.normalization import BatchNorm3d, GroupNorm, InstanceNorm3d
+from trainer.networks.normalization import (
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    parts_of,
+)
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -142,3 +149,97 @@ def test_networks_have_it_and_their_names_stay() -> None:
         with torch.no_grad():
             torch.testing.assert_close(network(x), plain(x.contiguous()), atol=1e-5, rtol=1e-5)
         assert "down.0.1.weight" in network.body.state_dict()
+
+
+OWN = "_NormalizeBackward"
+LAYERS = {
+    "instance 2D": (InstanceNorm2d(4), (2, 4, 8, 8)),
+    "instance 3D": (InstanceNorm3d(4), (2, 4, 4, 4, 4)),
+    "group 2D": (GroupNorm(2, 4), (2, 4, 8, 8)),
+    "group 3D": (GroupNorm(2, 4), (2, 4, 4, 4, 4)),
+    "batch 2D": (BatchNorm2d(4), (2, 4, 128, 128)),
+    "batch 3D": (BatchNorm3d(4), (2, 4, 32, 32, 16)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_work_is_ours_where_it_should_be(name: str) -> None:
+    layer, shape = LAYERS[name]
+    x = drawn(*shape).requires_grad_()
+
+    def node(found: Tensor) -> str:
+        assert found.grad_fn is not None
+        return found.grad_fn.name()
+
+    assert node(layer(x)) == OWN
+    half = layer(x.bfloat16())
+    assert half.grad_fn is not None and half.grad_fn.next_functions[0][0].name() == OWN
+    assert node(layer.double()(x.double())) != OWN
+    layer.float()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x), atol=1e-4, rtol=1e-4)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        (slope,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        slope.sum().backward()
+
+
+def test_small_batches_and_evaluation_are_left_to_torch() -> None:
+    x = drawn(2, 4, 8, 8, 8).requires_grad_()
+    for found in (BatchNorm3d(4)(x), BatchNorm3d(4).eval()(drawn(2, 4, 32, 32, 16))):
+        assert found.grad_fn is not None and found.grad_fn.name() != OWN
+    single = GroupNorm(2, 4)(drawn(2, 4, 1, 1))
+    assert single.grad_fn is not None and single.grad_fn.name() != OWN
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (InstanceNorm3d(4, affine=True), (2, 1, 16, 16, 16)),
+        (InstanceNorm3d(4, affine=True), (2, 6, 16, 16, 16)),
+        (InstanceNorm2d(4), (2, 4, 6, 6, 6)),
+        (GroupNorm(2, 4), (2, 1, 16, 16)),
+        (BatchNorm3d(4), (2, 4, 256, 256)),
+    ],
+)
+def test_another_input_is_refused_as_torch_does(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    theirs = next(kind for kind, own in OURS.items() if own is type(layer))
+    plain = copy.deepcopy(layer)
+    plain.__class__ = theirs
+    x = drawn(*shape)
+    with pytest.raises((ValueError, RuntimeError)) as expected:
+        plain(x)
+    with pytest.raises(expected.type) as found:
+        layer(x)
+    assert str(found.value) == str(expected.value)
+
+
+def test_volumes_without_a_batch_and_empty_batches_are_torch_s() -> None:
+    x = drawn(4, 9, 16, 16)  # (C, D, H, W)
+    torch.testing.assert_close(InstanceNorm3d(4)(x), nn.InstanceNorm3d(4)(x))
+    for layer in (InstanceNorm3d(4), GroupNorm(2, 4)):
+        assert layer(torch.zeros(0, 4, 8, 8, 8)).shape == (0, 4, 8, 8, 8)
+
+
+def test_a_layer_in_half_precision_keeps_its_statistics() -> None:
+    x = drawn(2, 4, 32, 32, 16)
+    ours, theirs = BatchNorm3d(4, affine=False).bfloat16(), nn.BatchNorm3d(4, affine=False)
+    ours(x.bfloat16())
+    theirs(x.contiguous())
+    assert ours.running_mean is not None and theirs.running_mean is not None
+    torch.testing.assert_close(ours.running_mean.float(), theirs.running_mean, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        ((1, 500, 8), 1),
+        ((4, 500, 8), 0),  # little
+        ((1, 2**15, 16), 32),
+        ((2, 64**3, 32), 256),
+        ((1, 15 * 65 * 65, 32), 39),  # of 1625
+        ((1, 8 * 225 * 225, 32), 375),  # of 1080
+        ((2, 99991, 16), 0),  # a prime number
+    ],
+)
+def test_in_how_many_parts_a_channel_is_added_up(shape: tuple[int, int, int], parts: int) -> None:
+    assert parts_of(*shape) == parts
