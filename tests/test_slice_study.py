@@ -119,6 +119,38 @@ def test_a_test_without_masks_is_predicted_only(tmp_path: Path) -> None:
     assert "the test slices have no masks" in refused(tmp_path, tmp_path, *more)
 
 
+def test_patients_of_both_parts_are_told_loudly(tmp_path: Path) -> None:
+    """As the published split by slice leaves them."""
+    write_slices(tmp_path, train=4, test=2)
+    record = json.loads((tmp_path / "slices.json").read_text())
+    record["parts"]["test"][0]["patient"] = record["parts"]["train"][1]["patient"]
+    (tmp_path / "slices.json").write_text(json.dumps(record))
+    dataset = opened(tmp_path)
+    told = dict(dataset.rows(dataset.parts_for(0, "validation"), "validation"))["Patients"]
+    assert "1 TEST PATIENT IS TRAINED ON, too" in told
+    both = dict(dataset.rows(dataset.parts_for(0, "test"), "test"))["Patients"]
+    assert "1 TEST PATIENT IS TRAINED ON, too" in both
+
+
+def test_foreground_is_counted_in_pieces(brains: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = opened(brains).train.foreground
+    monkeypatch.setattr("study.slices.ROWS_AT_ONCE", 5)
+    pieces = opened(brains).train.foreground
+    assert whole is not None and pieces is not None
+    np.testing.assert_array_equal(pieces, whole)
+    truth = np.load(brains / "msks_train.npy")[..., 1:].any(axis=3)
+    np.testing.assert_array_equal(whole, truth.sum(axis=(1, 2)))
+
+
+def test_arrays_of_two_preparations_are_told(tmp_path: Path) -> None:
+    write_slices(tmp_path)
+    base = base_of(tmp_path)
+    base["data"]["slices"].pop("channels")
+    np.save(tmp_path / "imgs_test.npy", np.load(tmp_path / "imgs_test.npy")[..., :3])
+    with pytest.raises(InputError, match=r"imgs_test.npy: has other channels"):
+        read_slices(tmp_path, base)
+
+
 def test_batches_are_made_to_fit(tmp_path: Path) -> None:
     for rows, batch in ((60, 4), (300, 10), (5000, 32)):
         np.save(tmp_path / "imgs_train.npy", np.zeros((rows, 2, 2, 4), np.uint8))
@@ -130,6 +162,10 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     write_slices(tmp_path, train=2, test=1)
     before = opened(tmp_path).fingerprint
     assert opened(tmp_path).fingerprint == before
+    record = (tmp_path / "slices.json").read_text()
+    (tmp_path / "slices.json").write_text(record.replace("Brats17_00", "Brats17_77"))
+    assert opened(tmp_path).fingerprint != before
+    (tmp_path / "slices.json").write_text(record)
     masks = np.load(tmp_path / "msks_train.npy")
     masks[7] = 1 - masks[7]
     np.save(tmp_path / "msks_train.npy", masks)

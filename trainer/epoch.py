@@ -1,4 +1,7 @@
-"""One epoch of training: batches in their order, steps of the optimizer, losses as they come."""
+"""One epoch of training: batches in their order, steps of the optimizer, losses as they come.
+
+`Run` is where a run reports, `Work` what its epochs and evaluations work with; train.py makes them.
+"""
 
 from __future__ import annotations
 

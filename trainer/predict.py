@@ -118,7 +118,7 @@ def predict_folder(
     if kind != "slices":
         opened = open_probabilities(out, source, model.masks, keep=set(before))
     with opened as probabilities:
-        work = Work(model, out, probabilities, before, mirror, stop, skipped=skipped)
+        work = Predictor(model, out, probabilities, before, mirror, stop, skipped=skipped)
         with suppress(Stopped):
             for number, (name, paths) in enumerate(images.items(), start=1):
                 stop.check()
@@ -151,7 +151,7 @@ def _to_predict(
 
 
 @dataclass
-class Work:
+class Predictor:
     """Predicting one folder: what is done, what was passed over."""
 
     model: Model

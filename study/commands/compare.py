@@ -179,7 +179,8 @@ def _never_scored(past: Past) -> str:
     if not isinstance(data, dict):
         return ""
     if data.get("type") in ("images", "numpy") and "test_target_path" not in data:
-        return ": its test images have no masks"
+        what = "images" if data["type"] == "images" else "slices"
+        return f": its test {what} have no masks"
     if data.get("type") == "images" and "split" not in data:
         return ": its trials ran in a foreign image, which tells no score of an image"
     return ""
