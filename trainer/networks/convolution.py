@@ -1,8 +1,8 @@
-"""Convolution of volumes that is fast on a CPU for a batch of one, too.
+"""Convolution of volumes that is fast on a CPU for a batch of one, and for kernels of one voxel.
 
 torch (2.13) takes its old kernel where batch x channels x depth x height is at most 20,480 and the
-batch is one: 1.1 to 5 times slower than oneDNN's in prediction, in all networks of layers/ that
-were measured.
+batch is one: 1.1 to 5 times slower than oneDNN's in prediction, in the networks of layers/ that
+were measured. It takes it on one thread for kernels of one voxel, too, and leaves channels last.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Conv3d(nn.Conv3d):
             x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
             and x.dim() == 5
-            and len(x) == 1
+            and (len(x) == 1 or self.kernel_size == (1, 1, 1))
             and self.padding_mode == "zeros"
             and torch.backends.mkldnn.is_available()
             and torch.backends.mkldnn.enabled
