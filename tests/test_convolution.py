@@ -11,6 +11,16 @@ from torch import nn
 from trainer.networks.convolution import Conv3d
 
 
+def test_a_kernel_of_one_voxel_keeps_channels_last() -> None:
+    last = torch.channels_last_3d
+    ours = Conv3d(8, 4, 1).to(memory_format=last)  # type: ignore[call-overload]
+    x = torch.randn(2, 8, 6, 6, 6).contiguous(memory_format=last)
+    found = ours(x)
+    assert found.is_contiguous(memory_format=last)
+    expected = torch.einsum("oc,ncdhw->nodhw", ours.weight[:, :, 0, 0, 0], x)
+    torch.testing.assert_close(found, expected + ours.bias.view(-1, 1, 1, 1), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "options",
     [

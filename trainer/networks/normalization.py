@@ -173,7 +173,8 @@ def _normalized(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x over groups of channels, each sample by itself or all `together`, in channels last; mean
     and variance (n, C)."""
-    single, channels = x.float(), x.shape[1]
+    single = x.float().contiguous(memory_format=LAYOUTS[x.dim()])
+    channels = x.shape[1]
     weight, bias = _scale_and_shift(module, single)
     with torch.no_grad():
         mean, var = _moments(_rows(single, together))
