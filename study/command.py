@@ -98,7 +98,8 @@ def settings_from(options: Given, here: Path) -> Settings:
         found = f"is for images, and {data} holds prepared {kind}"
         raise InputError("--trial-command", found, "a folder of images and masks")
     for option, why in NO_MEANING[kind].items():
-        if option in options.given and o[option.replace("-", "_")] is not None:
+        value = o[option.replace("-", "_")]
+        if option in options.given and value not in (None, "none"):
             raise InputError(f"--{option}", why, fix="leave it out")
     config = Path(os.path.abspath(here / o["config"])) if o["config"] else None
     base_file = config or {"volumes": data / BASE_FILE, "slices": slices.BASE}.get(kind)

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,12 +31,14 @@ def test_scans_in_folders_of_images_are_named_as_scans(tmp_path: Path) -> None:
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.nii.gz").write_bytes(b"")
-    told = subprocess.run(
-        [sys.executable, "rml_optimization.py", "check", "--data", str(tmp_path)],
-        cwd=studies.ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert told.returncode == 2
-    assert "this is a scan" in told.stdout + told.stderr
-    assert "trainer.prepare" in told.stdout + told.stderr
+    code, out, err = studies.typed_here(tmp_path, "check", "--data", str(tmp_path))
+    assert code == 2
+    assert "this is a scan" in out + err and "trainer.prepare" in out + err
+
+
+def test_a_folder_of_prepared_folders_says_which_to_name(tmp_path: Path) -> None:
+    (tmp_path / "brain 1").mkdir()
+    (tmp_path / "brain 1/imgs_train.npy").touch()
+    with pytest.raises(InputError, match="its folder brain 1 is one to study") as told:
+        find_layout(tmp_path)
+    assert told.value.fix == f"--data '{tmp_path}/brain 1'"

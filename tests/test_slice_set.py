@@ -96,6 +96,31 @@ def test_a_training_predicts_every_slice_the_last_batch_too(
     best = str(run / "checkpoints/best.pt")
     assert predict([str(wrong), "--model", best, "--out", str(tmp_path / "out")]) == 2
     assert "(slices, 16, 16, 3 or more channels)" in capsys.readouterr().err
+    # The run's own checkpoint evaluates what it was trained on, and nothing else.
+    test = {
+        "checkpoints": {"load": best},
+        "data": {
+            "type": "numpy",
+            "test_input_path": str(arrays / "imgs_test.npy"),
+            "test_target_path": str(arrays / "msks_test.npy"),
+            "test_output_path": "predictions/",
+        },
+    }
+    (tmp_path / "test.json").write_text(json.dumps({"neural_network": test}))
+    again = tmp_path / "again"
+    assert main([f"--config={tmp_path / 'test.json'}", "--run-folder", str(again)]) == 0
+    told = json.loads((again / "result.json").read_text())["evaluation"]
+    assert told["foreground_dice"] == pytest.approx(result["evaluation"]["foreground_dice"])
+    test["data"]["slices"] = {"channels": ["t1"]}
+    (tmp_path / "wrong.json").write_text(json.dumps({"neural_network": test}))
+    capsys.readouterr()
+    assert main([f"--config={tmp_path / 'wrong.json'}"]) == 2
+    assert "data.slices.channels" in (err := capsys.readouterr().err) and "trained on" in err
+    # Predictions of a configuration do not disturb those of trainer.predict.
+    (tmp_path / "one").mkdir()
+    np.save(tmp_path / "one/imgs_one.npy", np.load(arrays / "imgs_test.npy")[:2])
+    given = [str(tmp_path / "one"), "--model", best, "--out", str(again / "predictions")]
+    assert predict(given) == 0
     folder, out = tmp_path / "new", tmp_path / "out2"
     folder.mkdir()
     np.save(folder / "imgs_a.npy", np.load(arrays / "imgs_test.npy"))

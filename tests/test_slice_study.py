@@ -14,7 +14,7 @@ from study.slices import SliceDataset, base_of, read_slices
 from study.statistics import RESAMPLES, accuracy_interval, mean_interval, paired
 from tests import studies
 from tests.slices import EACH, write_slices
-from trainer.data.split import patient_of, row_ranges
+from trainer.data.split import patient_of, read_split, row_ranges
 from trainer.errors import InputError
 from trainer.metrics import Counts, ImageScore, accuracy, total
 from trainer.prepare.__main__ import main as prepare
@@ -140,6 +140,24 @@ def test_foreground_is_counted_in_pieces(brains: Path, monkeypatch: pytest.Monke
     np.testing.assert_array_equal(pieces, whole)
     truth = np.load(brains / "msks_train.npy")[..., 1:].any(axis=3)
     np.testing.assert_array_equal(whole, truth.sum(axis=(1, 2)))
+
+
+def test_a_slice_that_is_no_numbers_is_named(tmp_path: Path) -> None:
+    write_slices(tmp_path)
+    images = np.load(tmp_path / "imgs_test.npy")
+    images[17, 3, 3, 2] = np.nan
+    np.save(tmp_path / "imgs_test.npy", images)
+    with pytest.raises(InputError, match=r"imgs_test.npy: slice 17 has values that are not"):
+        opened(tmp_path)
+
+
+def test_a_split_with_wrong_ranges_is_told(tmp_path: Path) -> None:
+    parts = {"training": ["000001"], "validation": [], "test": []}
+    split = {"seed": 0, "select_on": "test", "parts": parts, "masks": {"threshold": 0.5}}
+    split["patients"] = {"test": {"a": ["3"]}}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    with pytest.raises(InputError, match=r"patients.test.a.0"):
+        read_split(tmp_path / "split.json")
 
 
 def test_arrays_of_two_preparations_are_told(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainer.data.slice_files import CHANNELS, PLANES
 from trainer.errors import InputError
 from trainer.files import write_atomically, write_json
 from trainer.model import Model, load_model
@@ -62,6 +63,7 @@ def description(model: Model) -> dict[str, Any]:
             "decision": "above the threshold" if network.classes == 1 else "largest channel",
         },
         **_of_volumes(model),
+        **_of_slices(model),
     }
 
 
@@ -74,6 +76,22 @@ def _of_volumes(model: Model) -> dict[str, Any]:
         "channels": list(header.channels),
         "preparation": header.preparation.model_dump(mode="json", exclude_defaults=True),
         "windows": window.model_dump(mode="json"),
+    }
+
+
+def _of_slices(model: Model) -> dict[str, Any]:
+    """Which channels of an array (slices, height, width, channels) are the input."""
+    used = model.use.slices
+    if used is None:
+        return {}
+    return {
+        "slices": {
+            **used.model_dump(mode="json"),
+            "channel_names": list(CHANNELS),
+            "mask_names": list(PLANES),
+            "normalization": "(x - mean) / std of a whole scan, over all of its channels",
+            "orientation": "axial slices, turned by 270 degrees counter-clockwise",
+        }
     }
 
 
@@ -99,6 +117,8 @@ def _order(model: Model) -> str:
     """Of the channels."""
     if model.use.volumes:
         return "as in channels"
+    if model.use.slices:
+        return "as in slices.channels"
     if model.use.scaling == "none":
         return "as in the arrays of the training"
     return "grey" if model.network.description.in_channels == 1 else "RGB"

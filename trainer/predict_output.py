@@ -32,7 +32,7 @@ RECORD_FILE = "predict.json"
 PROBABILITIES_FILE = "predictions.h5"
 MASKS, OVERLAYS = "masks", "overlays"
 SCHEMA_VERSION = 1
-OF_THE_TRAINER = re.compile(r"output_\d+\.(h5|png)")
+OF_THE_TRAINER = re.compile(r"output_\d+\.(h5|png)|.+_predictions\.(npy|png)")
 """What a configuration's predictions leave in a folder; they do not disturb."""
 
 MOST_LINES = 10

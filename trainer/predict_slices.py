@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ AT_ONCE = 32
 
 
 class Predicted(NamedTuple):
-    """What was written for one array or scan: its files, its shape, the voxels above 0.5."""
+    """What was written for one array or scan: its files; the shape of the label, or of the array
+    where there is none, and the voxels above 0.5 in it."""
 
     array: Path
     label: Path | None
@@ -64,15 +65,15 @@ def predict_slices(
             found[first : first + len(rows), ..., 0] = _forward(model, rows)
         found.flush()
         label = None
+        mask: NDArray[Any] = np.asarray(found[..., 0] > 0.5)
         if grid is not None:
-            mask = put_back(np.asarray(found[..., 0] > 0.5), grid.shape)
+            mask = put_back(mask, grid.shape)
             label = write_label(out / "masks" / name, mask, grid, paths[0])
-        voxels = int((found > 0.5).sum())
         del found
         os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)
-    return Predicted(target, label, tuple(array.shape[:3]), voxels)
+    return Predicted(target, label, mask.shape, int(mask.sum()))
 
 
 def _slices(

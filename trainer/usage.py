@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from trainer.checkpoint import load_checkpoint
-from trainer.config import LOSS_FIELDS, Config, Data, Precision, Window
+from trainer.config import LOSS_FIELDS, Config, Data, Precision, Slices, Window
 from trainer.data.labels import MOST_CLASSES, MaskClass
 from trainer.data.masks import Masks
 from trainer.data.samples import AnySamples, Item, open_samples
@@ -20,7 +20,7 @@ from trainer.data.volumes.augment import VolumeTransform
 from trainer.data.volumes.volume_file import Case, Header
 from trainer.errors import InputError
 from trainer.losses import LossFunction, build_loss
-from trainer.model import Use, use_of
+from trainer.model import SliceUse, Use, use_of
 from trainer.networks.description import (
     Network,
     check_size,
@@ -164,10 +164,23 @@ def open_run(config: Config) -> tuple[Parts, Usage]:
     load = config.checkpoints.load
     checkpoint = load_checkpoint(load) if load else {}
     known = use_of(checkpoint, str(load)) if not config.trains else Use()
+    if known.slices:
+        config = _of_known_slices(config, known.slices)
     parts = open_parts(config, known.class_names)
     usage = usage_of(config, parts, checkpoint, known)
     asked = config.trains or "precision" in config.model_fields_set
     return parts, replace(usage, precision=config.precision if asked else known.precision)
+
+
+def _of_known_slices(config: Config, known: SliceUse) -> Config:
+    """With the channels and the target of the training, where the configuration names none."""
+    asked = config.data.slices or Slices()
+    told: dict[str, Any] = {"channels": asked.channels or known.channels, "target": asked.target}
+    if known.target and "target" not in asked.model_fields_set:
+        told["target"] = known.target
+    slices = Slices.model_validate(told)
+    data = config.data.model_copy(update={"slices": slices})
+    return config.model_copy(update={"data": data})
 
 
 def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any], known: Use) -> Usage:
@@ -185,6 +198,12 @@ def usage_of(config: Config, parts: Parts, checkpoint: dict[str, Any], known: Us
     for item in (*parts.training[:1], *parts.evaluation[:1]):
         if isinstance(item, Slice):
             slices = item.files
+            if known.slices and list(slices.channels) != known.slices.channels:
+                found = f"{list(slices.channels)}, but {load} was trained on "
+                accepted = "leave `channels` out"
+                raise InputError(
+                    "data.slices.channels", f"{found}{known.slices.channels}", accepted
+                )
             network = fitted(network, len(item.files.channels), classes=2)
     data = config.data
     if not config.trains and not any(getattr(data, name) for name in TRANSFORMS):

@@ -58,6 +58,9 @@ class Layout:
         return self.inputs == self.targets
 
 
+PREPARED = ("train.h5", "imgs_train.npy")
+"""Of volumes and of slices, as trainer.prepare writes them."""
+
 LAYOUTS = (
     ("train/inputs", "train/targets", "test/inputs", "test/targets"),
     ("inputs", "targets", None, None),
@@ -106,6 +109,10 @@ def _explain_nothing(data: Path) -> None:
         raw, prepared = shlex.quote(str(data)), shlex.quote(f"{data.resolve().name}-prepared")
         fix = f"python -m trainer.prepare {kind} {raw} {prepared}; then --data {prepared}"
         raise InputError(str(data), found, "what python -m trainer.prepare writes", fix)
+    for one in sorted(data.iterdir()):
+        if any((one / name).is_file() for name in PREPARED):
+            found = f"its folder {one.name} is one to study, and not it"
+            raise InputError(str(data), found, ACCEPTED, f"--data {shlex.quote(str(one))}")
     there = sorted(p.name + "/" * p.is_dir() for p in data.iterdir() if not p.name.startswith("."))
     for names in LAYOUTS:
         lacking = [name for name in names if name and not (data / name).is_dir()]
@@ -157,7 +164,7 @@ def list_images(folder: Path, paired: bool = True) -> tuple[list[Path], list[Inp
         stem = path.with_suffix("")
         if suffix in DICOM_SUFFIXES:
             faults.append(InputError(str(path), "this is a DICOM file", "8-bit images", DICOM_FIX))
-        elif suffix_of(path):
+        elif suffix_of(path) not in ("", ".npy"):
             told = "this is a scan, which python -m trainer.prepare takes"
             faults.append(InputError(str(path), told, "8-bit images"))
         elif suffix not in SUFFIXES:

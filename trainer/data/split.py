@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainer.config import read_json
 from trainer.data.masks import Masks
@@ -25,6 +25,9 @@ class _Named(Protocol):
 
 
 T = TypeVar("T", bound=_Named)
+
+
+RANGE = r"^\d{6}-\d{6}$"
 
 
 class Parts(BaseModel):
@@ -52,7 +55,7 @@ class Split(BaseModel):
     masks: Masks
     near_twins: list[str] = []
     """Test images that have a near-identical image among the training images."""
-    patients: dict[str, dict[str, list[str]]] = {}
+    patients: dict[str, dict[str, list[Annotated[str, Field(pattern=RANGE)]]]] = {}
     """Of slices, where it is known: the patients of each part, with their rows from first to last,
     like 000026-000051."""
 
@@ -95,7 +98,7 @@ def chosen(items: Sequence[T], names: list[str], where: str) -> list[T]:
     if missing:
         raise InputError(
             where,
-            f"names {len(missing)} images that are not in the data: {', '.join(missing[:5])}",
+            f"names {len(missing)} that are not in the data: {', '.join(missing[:5])}",
             "a split that was drawn from this data",
         )
     return [item for item in items if item.name in wanted]
