@@ -43,7 +43,7 @@ from trainer.data.volumes.windows import predict_windows
 from trainer.device import forward_of
 from trainer.epoch import Run, Work, train_epoch
 from trainer.events import EventLog
-from trainer.networks.build import OURS, SegmentationNetwork, build, exchange
+from trainer.networks.build import CPU_LAYERS, SegmentationNetwork, build, replace_layers
 from trainer.optimizers import open_stepping
 from trainer.outputs import TextLogs
 from trainer.stopping import StopRequest
@@ -261,7 +261,7 @@ def as_torch_has_it(network: nn.Module) -> nn.Module:
     """A copy in the plain order, of torch's own layers."""
     plain = copy.deepcopy(network)
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    exchange(plain, {own: theirs for theirs, own in OURS.items()})
+    replace_layers(plain, {own: theirs for theirs, own in CPU_LAYERS.items()})
     return plain
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.networks.build import OURS, build, exchange
+from trainer.networks.build import CPU_LAYERS, build, replace_layers
 from trainer.networks.description import parse_network
 from trainer.networks.normalization import (
     BatchNorm2d,
@@ -50,8 +50,8 @@ def pair(kind: str, shape: tuple[int, ...], **options: bool) -> tuple[nn.Module,
     for parameter in theirs.parameters():
         nn.init.uniform_(parameter)
     ours = copy.deepcopy(theirs).float()
-    exchange(ours, OURS)
-    assert type(ours) in OURS.values()
+    replace_layers(ours, CPU_LAYERS)
+    assert type(ours) in CPU_LAYERS.values()
     return ours, theirs
 
 
@@ -141,10 +141,10 @@ def test_networks_have_it_and_their_names_stay() -> None:
         layers = {"network": "unet", "dimensions": 3, "width": 8, "depth": 2}
         network = build(parse_network({**layers, "normalization": normalization}, "x"))
         kinds = {type(one) for one in network.modules()}
-        assert kind in kinds and not kinds & set(OURS)
+        assert kind in kinds and not kinds & set(CPU_LAYERS)
         plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        exchange(plain, {own: theirs for theirs, own in OURS.items()})
-        assert not {type(one) for one in plain.modules()} & set(OURS.values())
+        replace_layers(plain, {own: theirs for theirs, own in CPU_LAYERS.items()})
+        assert not {type(one) for one in plain.modules()} & set(CPU_LAYERS.values())
         x = drawn(2, 3, 16, 16, 16)
         with torch.no_grad():
             torch.testing.assert_close(network(x), plain(x.contiguous()), atol=1e-5, rtol=1e-5)
@@ -202,7 +202,7 @@ def test_small_batches_and_evaluation_are_left_to_torch() -> None:
     ],
 )
 def test_another_input_is_refused_as_torch_does(layer: nn.Module, shape: tuple[int, ...]) -> None:
-    theirs = next(kind for kind, own in OURS.items() if own is type(layer))
+    theirs = next(kind for kind, own in CPU_LAYERS.items() if own is type(layer))
     plain = copy.deepcopy(layer)
     plain.__class__ = theirs
     x = drawn(*shape)

@@ -25,7 +25,7 @@ from trainer.networks.own import build_own, fault_of
 from trainer.networks.smp import build_smp
 from trainer.networks.unet import UNet
 
-OURS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv3d: Conv3d, **NORMALIZATIONS}
+CPU_LAYERS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv3d: Conv3d, **NORMALIZATIONS}
 """Layers of torch's that are slow or not exact in channels last on a CPU, and what stands for them:
 same names, same values."""
 
@@ -145,14 +145,14 @@ def build(
     ranks = {tensor.dim() for tensor in (*body.parameters(), *body.buffers())}
     if 5 in ranks and 4 not in ranks:
         body.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        exchange(body, OURS)
+        replace_layers(body, CPU_LAYERS)
     elif 4 in ranks and 5 not in ranks:
         body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        exchange(body, OURS)
+        replace_layers(body, CPU_LAYERS)
     return module
 
 
-def exchange(network: nn.Module, layers: Mapping[type[nn.Module], type[nn.Module]]) -> None:
+def replace_layers(network: nn.Module, layers: Mapping[type[nn.Module], type[nn.Module]]) -> None:
     """Makes the layers of a network those that the table has for them; nothing is copied."""
     for module in network.modules():
         if type(module) in layers:

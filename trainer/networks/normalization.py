@@ -57,25 +57,27 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(means), torch.stack(variances)
 
 
-def _slopes(over: Tensor, rows: Tensor, mean: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Means (n, C) over the places of gradients `over` (n, places, C), and of their products with
-    the normalised rows."""
+def _gradient_means(
+    grad_output: Tensor, rows: Tensor, mean: Tensor, inverse_std: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Means (n, C) over the places of gradients (n, places, C), and of their products with the
+    normalised rows."""
     channels, parts = rows.shape[2], parts_of(*rows.shape)
     if not parts:
-        normal = (rows - mean[:, None]).mul_(inverse[:, None])
-        return over.mean(1), normal.mul_(over).mean(1)
-    plain, product = [], []
-    for g, one, m, s in zip(over, rows, mean, inverse, strict=True):
-        _, both, alone = torch.ops.aten.native_batch_norm_backward(
-            g.view(-1, parts * channels),
+        normal = (rows - mean[:, None]).mul_(inverse_std[:, None])
+        return grad_output.mean(1), normal.mul_(grad_output).mean(1)
+    means, products = [], []
+    for grad, one, m, s in zip(grad_output, rows, mean, inverse_std, strict=True):
+        _, product, alone = torch.ops.aten.native_batch_norm_backward(
+            grad.view(-1, parts * channels),
             one.view(-1, parts * channels),
             *(None, None, None),
             *(m.repeat(parts), s.repeat(parts)),
             *(True, 0.0, [False, True, True]),
         )
-        plain.append(alone.view(parts, channels).sum(0) / len(one))
-        product.append(both.view(parts, channels).sum(0) / len(one))
-    return torch.stack(plain), torch.stack(product)
+        means.append(alone.view(parts, channels).sum(0) / len(one))
+        products.append(product.view(parts, channels).sum(0) / len(one))
+    return torch.stack(means), torch.stack(products)
 
 
 def _over_groups(values: Tensor, groups: int) -> Tensor:
@@ -111,14 +113,14 @@ class _Normalize(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         mean: Tensor,
-        inverse: Tensor,
+        inverse_std: Tensor,
         groups: int,
         together: bool,
     ) -> Tensor:
         rows = _rows(x, together)
-        scale = weight * inverse
+        scale = weight * inverse_std
         shift = bias - mean * scale
-        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.save_for_backward(x, weight, mean, inverse_std)
         ctx.groups, ctx.together = groups, together
         out = _empty(x)
         torch.addcmul(shift[:, None], rows, scale[:, None], out=_rows(out, together))
@@ -127,19 +129,22 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse = ctx.saved_tensors
-        rows, over = _rows(x, ctx.together), _rows(gradients[0], ctx.together)
-        plain, product = _slopes(over, rows, mean, inverse)
-        height, slope = (t.sum(0) * rows.shape[1] for t in (plain, product))
-        plain, product = (_over_groups(weight * t, ctx.groups) for t in (plain, product))
-        # inverse * (weight * over - plain - normal * product), without a copy of the normal rows
-        of_rows = -inverse.square() * product
-        whole = _empty(x)
-        out = _rows(whole, ctx.together)
-        constant = -inverse * plain - of_rows * mean
+        # grad_input = (weight * grad - mean(weight * grad) - normal * mean(weight * grad * normal))
+        # / std (Ioffe and Szegedy 2015, section 3), without a copy of the normal rows.
+        x, weight, mean, inverse_std = ctx.saved_tensors
+        rows, grad = _rows(x, ctx.together), _rows(gradients[0], ctx.together)
+        grad_mean, product_mean = _gradient_means(grad, rows, mean, inverse_std)
+        grad_bias = grad_mean.sum(0) * rows.shape[1]
+        grad_weight = product_mean.sum(0) * rows.shape[1]
+        grad_mean = _over_groups(weight * grad_mean, ctx.groups)
+        product_mean = _over_groups(weight * product_mean, ctx.groups)
+        of_rows = -inverse_std.square() * product_mean
+        constant = -inverse_std * grad_mean - of_rows * mean
+        grad_input = _empty(x)
+        out = _rows(grad_input, ctx.together)
         torch.addcmul(constant[:, None], rows, of_rows[:, None], out=out)
-        out.addcmul_(over, (weight * inverse)[:, None])
-        return whole, slope, height, None, None, None, None
+        out.addcmul_(grad, (weight * inverse_std)[:, None])
+        return grad_input, grad_weight, grad_bias, None, None, None, None
 
 
 def _applies(x: Tensor, channels: int, weight: Tensor | None, axes: tuple[int, ...]) -> bool:
@@ -181,16 +186,16 @@ def _normalized(
         if groups < channels:
             whole = _over_groups(mean, groups)
             mean, var = whole, _over_groups(var + (mean - whole).square(), groups)
-        inverse = torch.rsqrt(var + module.eps)
-    out: Tensor = _Normalize.apply(single, weight, bias, mean, inverse, groups, together)
+        inverse_std = torch.rsqrt(var + module.eps)
+    out: Tensor = _Normalize.apply(single, weight, bias, mean, inverse_std, groups, together)
     return out.to(x.dtype), mean, var
 
 
-def _follow(module: Any, mean: Tensor, var: Tensor, count: int, share: float) -> None:
+def _follow(module: Any, mean: Tensor, var: Tensor, count: int, momentum: float) -> None:
     """The running statistics take over a share of (n, C) of `count` numbers each."""
     kind = module.running_mean.dtype
-    module.running_mean.lerp_(mean.mean(0).to(kind), share)
-    module.running_var.lerp_((var.mean(0) * (count / (count - 1))).to(kind), share)
+    module.running_mean.lerp_(mean.mean(0).to(kind), momentum)
+    module.running_var.lerp_((var.mean(0) * (count / (count - 1))).to(kind), momentum)
 
 
 def _predicted(module: Any, x: Tensor) -> Tensor:
@@ -218,10 +223,10 @@ def _by_batch(module: nn.BatchNorm2d | nn.BatchNorm3d, x: Tensor) -> Tensor:
     out, mean, var = _normalized(module, x, x.shape[1], together=True)
     if module.track_running_stats and module.num_batches_tracked is not None:
         module.num_batches_tracked.add_(1)
-        share = module.momentum
-        if share is None:  # the plain mean over batches
-            share = 1.0 / float(module.num_batches_tracked)
-        _follow(module, mean, var, x.numel() // x.shape[1], share)
+        momentum = module.momentum
+        if momentum is None:  # the plain mean over batches
+            momentum = 1.0 / float(module.num_batches_tracked)
+        _follow(module, mean, var, x.numel() // x.shape[1], momentum)
     return out
 
 
