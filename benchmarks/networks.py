@@ -25,7 +25,7 @@ from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("KERAS_HOME", tempfile.mkdtemp(prefix="keras"))
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the trainer: see limit_threads
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the trainer: see prepare_process
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch

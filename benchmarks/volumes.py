@@ -28,7 +28,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the trainer: see limit_threads
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the trainer: see prepare_process
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np

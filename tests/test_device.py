@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from launchers.docker import DockerLauncher
 from launchers.run_folder import device_inside, gpu_name
 from study import slots
 from tests import studies
-from trainer.__main__ import limit_threads, translated
+from trainer.__main__ import prepare_process, translated
 from trainer.device import (
     autocast,
     device_label,
@@ -110,10 +111,36 @@ def test_a_full_apple_gpu_is_out_of_memory() -> None:
 
 def test_the_cpu_helps_out_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK", raising=False)
-    limit_threads(None)
+    prepare_process(None)
     assert os.environ["PYTORCH_ENABLE_MPS_FALLBACK"] == "1"
     code = "import sys, trainer.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=studies.ROOT).returncode == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_stays_with_the_process_unless_its_user_says_otherwise() -> None:
+    code = """
+import resource, trainer.__main__ as main
+main.prepare_process(1)
+import torch
+for _ in range(20):
+    torch.zeros(8_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+    faults = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code],
+                cwd=studies.ROOT,
+                env={**os.environ, **more},
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        for more in ({}, {"MALLOC_TRIM_THRESHOLD_": "131072"})
+    ]
+    assert faults[0] < faults[1] - 10 * 8_000_000 * 4 / 4096, faults
 
 
 def test_a_trial_asks_for_what_is_not_there(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def export(model: Model, out: Path, formats: Sequence[str] = FORMATS) -> list[Pa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
-    from trainer.__main__ import limit_threads, translated
+    from trainer.__main__ import prepare_process, translated
 
     parser = argparse.ArgumentParser(
         prog="python -m trainer.export", description="Writes a trained model for other programs."
@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in formats or [""]:
             if name not in FORMATS:
                 raise InputError("--format", f"unknown name '{name}'", ", ".join(FORMATS))
-        limit_threads(None)
+        prepare_process(None)
         model = load_model(given.model, "cpu", trust_code=given.trust_code)
         files = export(model, given.out, formats)
     except Exception as error:

@@ -322,13 +322,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code: 0, or that of an error (see trainer/errors.py)."""
-    from trainer.__main__ import limit_threads, translated
+    from trainer.__main__ import prepare_process, translated
 
     given = _parser().parse_args(arguments)
     events, stop = EventLog(None), StopRequest()
     stop.on_signals()
     try:
-        limit_threads(given.threads)
+        prepare_process(given.threads)
         if given.in_run_folder:
             events = EventLog(Path(METRICS_FILE))
 
