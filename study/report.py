@@ -380,6 +380,7 @@ def print_end(
         rows.append(("Chosen on", f"{_optimistic(settings)} (published protocol): optimistic"))
     rows += _warnings(settings, split, best, on_test if settings.kind == "images" else [])
     print_grid([(name, value) for name, value in rows], console)
+    console.print(_intervals(settings, split, rows), markup=False, soft_wrap=True)
     for line in _next_steps(settings, split, launcher):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -402,6 +403,7 @@ def print_end_of_volumes(
     rows += _rows_of_volumes("Test", test, split.masks.names)
     rows += _warnings(settings, split, best, [])
     print_grid(rows, console)
+    console.print(_intervals(settings, split, rows), markup=False, soft_wrap=True)
     for line in _next_steps(settings, split, launcher):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -457,6 +459,16 @@ def _places_outside(data: Path) -> list[Path]:
     return [place for place in places if not place.is_relative_to(here)]
 
 
+def _intervals(settings: Settings, split: Split, rows: list[tuple[str, str]]) -> str:
+    """What the numbers in brackets are, or why there are none."""
+    units = "patients" if settings.kind == "slices" and split.patients else settings.noun
+    if not any(" to " in value.partition(" (")[2] for name, value in rows if "Best" not in name):
+        return f"Intervals need {statistics.FEWEST} {units} or more."
+    narrow = settings.kind == "slices" and not split.patients
+    over = f"{units}: too narrow for new patients." if narrow else f"{units}."
+    return f"Numbers in brackets are 95 % bootstrap intervals over {over}"
+
+
 def _next_steps(settings: Settings, split: Split, launcher: str) -> list[str]:
     config = paste.test_config()
     use = f"{paste.trainer('trainer')} {config}"
@@ -468,12 +480,7 @@ def _next_steps(settings: Settings, split: Split, launcher: str) -> list[str]:
         use = use.replace(" -w ", f"{binds} -w ")
         if len(outside) > MOST_BINDS:  # links to many places: a process follows them all
             use = f"{paste.trainer('trainer')} {config}"
-    over = f"{settings.noun}."
-    if settings.kind == "slices":
-        over = "patients." if split.patients else "slices: too narrow for new patients."
     return [
-        f"Numbers in brackets are 95 % bootstrap intervals over {over} "
-        f"Fewer than {statistics.FEWEST} have none.",
         "Every trial: list_acc.json. The best model: best_model/. To predict and look:",
         f"  {use}",
         f"  {paste.trainer('trainer.review')} predictions/output_1.h5",

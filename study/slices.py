@@ -320,14 +320,15 @@ def _arrays(folder: Path, part: str, slices: Slices, truth: bool) -> SliceArrays
 
 def _check_numbers(files: SliceFiles) -> None:
     """Raises InputError for a slice with values that are not a number, or infinite."""
-    images = open_array(files.inputs)
-    for first in range(0, len(images), ROWS_AT_ONCE):
-        rows = np.asarray(images[first : first + ROWS_AT_ONCE])[..., list(files.channels)]
-        sums = rows.sum(axis=(1, 2, 3), dtype=np.float64)
-        if not np.isfinite(sums).all():
-            row = first + int(np.flatnonzero(~np.isfinite(sums))[0])
-            found = f"slice {row} has values that are not a number, or infinite"
-            raise InputError(str(files.inputs), found, "numbers")
+    for path, planes in ((files.inputs, files.channels), (files.targets, files.planes)):
+        array = open_array(path) if path else np.zeros((0, 1, 1, 0))
+        for first in range(0, len(array) if array.dtype.kind == "f" else 0, ROWS_AT_ONCE):
+            rows = np.asarray(array[first : first + ROWS_AT_ONCE])[..., list(planes)]
+            sums = rows.sum(axis=(1, 2, 3), dtype=np.float64)
+            if not np.isfinite(sums).all():
+                row = first + int(np.flatnonzero(~np.isfinite(sums))[0])
+                found = f"slice {row} has values that are not a number, or infinite"
+                raise InputError(str(path), found, "numbers")
 
 
 def _foreground(files: SliceFiles) -> NDArray[np.int64]:

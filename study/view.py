@@ -37,7 +37,7 @@ def number(value: Any) -> str:
 
 def settings_of(params: dict[str, Any]) -> str:
     """A trial's point in the search space on one line."""
-    if "optimizer" not in params:  # of a --space
+    if not {"optimizer", "loss", "learning_rate"} <= set(params):  # of a --space
         return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in params.items())
     schedule = f", {params['lr_scheduler']}" if "lr_scheduler" in params else ""
     return f"{params['optimizer']}, {params['loss']}, rate {params['learning_rate']:.2e}{schedule}"

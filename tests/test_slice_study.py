@@ -142,12 +142,13 @@ def test_foreground_is_counted_in_pieces(brains: Path, monkeypatch: pytest.Monke
     np.testing.assert_array_equal(whole, truth.sum(axis=(1, 2)))
 
 
-def test_a_slice_that_is_no_numbers_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["imgs_test.npy", "msks_train.npy"])
+def test_a_slice_that_is_no_numbers_is_named(tmp_path: Path, name: str) -> None:
     write_slices(tmp_path)
-    images = np.load(tmp_path / "imgs_test.npy")
-    images[17, 3, 3, 2] = np.nan
-    np.save(tmp_path / "imgs_test.npy", images)
-    with pytest.raises(InputError, match=r"imgs_test.npy: slice 17 has values that are not"):
+    array = np.load(tmp_path / name).astype(np.float32)
+    array[17, 3, 3, 2] = np.nan
+    np.save(tmp_path / name, array)
+    with pytest.raises(InputError, match=rf"{name}: slice 17 has values that are not"):
         opened(tmp_path)
 
 

@@ -80,6 +80,15 @@ def test_a_choice_may_be_a_list_or_an_object(study: Study, tmp_path: Path) -> No
     ]
 
 
+def test_a_choice_may_be_a_whole_section(study: Study, tmp_path: Path) -> None:  # noqa: F811
+    choices = [{"type": "sgd", "learning_rate": 0.01}, {"type": "adam", "learning_rate": 0.001}]
+    space = {"grid": True, "parameters": {"optimizer": choices}}
+    file = write(tmp_path / "base.json", base())
+    code, out = study(improving, "--config", file, "--space", write(tmp_path / "s.json", space))
+    assert code == 0, out
+    assert [config_of(tmp_path, n)["optimizer"] for n in (0, 1)] == choices
+
+
 def test_the_best_rate_of_a_space_may_be_at_its_edge(study: Study, tmp_path: Path) -> None:  # noqa: F811
     base_file = write(tmp_path / "base.json", base())
     for name, rates, told in (

@@ -148,8 +148,8 @@ def _numbers(asked: Sequence[int | str], names: Sequence[str], count: int, key: 
             elif isinstance(part, int) and part in range(count):
                 found.append(part)
             else:
-                known = [*names, *(REGIONS if key == "target" else ())]
-                hint = nearest(str(one), known)
+                known = [*names[:count], *(REGIONS if key == "target" else ())]
+                hint = nearest(str(one), [name for name in known if name != one])
                 accepted = f"{', '.join(known)}, or 0 to {count - 1}"
                 raise InputError(f"data.slices.{key}", f"no '{one}'{hint}", accepted)
     return sorted(set(found), key=found.index)
