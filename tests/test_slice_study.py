@@ -366,7 +366,7 @@ def test_a_study_of_slices_from_their_folder_alone(tmp_path: Path) -> None:
         "configs/brain_slices.json, with batches that fit",
         "Losses log_dice, dice, bce",
         "3 complete, 0 pruned, 0 fail",
-        "bootstrap intervals over patients",
+        "Intervals need 5 patients or more.",
     ):
         assert part in told, part
     first = listed(tmp_path)[0]
