@@ -60,6 +60,26 @@ def test_the_faster_kernel_is_taken_for_one_volume_alone() -> None:
     torch.testing.assert_close(compiled(one), ours(one), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize(("depth", "kernel"), [(2, 3), (4, 5), (8, 3)])
+def test_gradients_in_half_precision_are_near_those_in_single(
+    depth: int, kernel: int, last: bool
+) -> None:
+    """torch's own are infinite where the volume is shorter than the kernel."""
+    torch.manual_seed(0)
+    ours = Conv3d(16, 16, kernel, padding=kernel // 2)
+    kind = torch.channels_last_3d if last else torch.contiguous_format
+    ours.to(memory_format=kind)  # type: ignore[call-overload]
+    for _ in range(4):
+        x = torch.randn(2, 16, depth, 8, 8).contiguous(memory_format=kind)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = ours(x)
+        over = torch.randn(found.shape)
+        (own,) = torch.autograd.grad(found, ours.weight, over.to(found.dtype))
+        (single,) = torch.autograd.grad(ours(x), ours.weight, over)
+        assert float((own - single).norm() / single.norm()) < 0.02
+
+
 def test_half_precision_and_other_batches_are_left_to_torch() -> None:
     ours = Conv3d(2, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):
