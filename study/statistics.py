@@ -113,12 +113,12 @@ def told(value: float | None, interval: tuple[float, float] | None = None) -> st
 
 
 class Paired(NamedTuple):
-    """A metric of two models on the same images; the interval and p are of b - a."""
+    """A metric of two models on the same images; the interval (None: of fewer than FEWEST) and p
+    are of b - a."""
 
     a: float
     b: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
     p: float
 
 
@@ -146,7 +146,9 @@ def paired(
         unit_of[rows] = number
     draws = [generator.integers(len(units), size=len(units)) for _ in range(RESAMPLES)]
     drawn = [np.concatenate([units[unit] for unit in one]) for one in draws]
-    low, high = np.percentile([metric(b[i]) - metric(a[i]) for i in drawn], [2.5, 97.5])
+    differences = [metric(b[i]) - metric(a[i]) for i in drawn]
+    low, high = np.percentile(differences, [2.5, 97.5])
+    interval = (float(low), float(high)) if len(units) >= FEWEST else None
     shape = (len(a),) + (1,) * (a.ndim - 1)
     extreme = 1
     for _ in range(PERMUTATIONS):
@@ -154,4 +156,4 @@ def paired(
         difference = metric(np.where(exchanged, a, b)) - metric(np.where(exchanged, b, a))
         extreme += abs(difference) >= abs(observed) - ROUNDING
     p = extreme / (PERMUTATIONS + 1)
-    return Paired(float(metric(a)), float(metric(b)), float(low), float(high), p)
+    return Paired(float(metric(a)), float(metric(b)), interval, p)

@@ -334,3 +334,5 @@ def test_cases_of_kits19_are_scans_by_the_name_of_their_folder(tmp_path: Path) -
     assert list_scans(tmp_path) == [
         (case, (tmp_path / case / "imaging.nii.gz",)) for case in ("case_00000", "case_00001")
     ]
+    own = tmp_path / "case_00000"
+    assert list_scans(own) == [("case_00000", (own / "imaging.nii.gz",))]

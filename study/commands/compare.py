@@ -19,7 +19,7 @@ from tabulate import tabulate
 from study.commands.chart import chart
 from study.commands.history import Past, read_object
 from study.records import BEST_FOLDER, CONFIG_FILE, SPLIT_FILE, move_aside
-from study.statistics import RESAMPLES, Paired, paired
+from study.statistics import FEWEST, RESAMPLES, Paired, paired
 from study.view import number
 from trainer.data.split import patient_of
 from trainer.errors import InputError
@@ -215,8 +215,8 @@ def _difference_table(a: Past, b: Past, scores: list[tuple[Score, Score]]) -> st
             table,
             f"Dice of B is higher on {better} {what}, lower on {worse}, equal on "
             f"{len(lesions) - better - worse}.",
-            f"Interval: bootstrap over {unit}, {RESAMPLES} samples. p: two-sided paired "
-            f"permutation test (A and B exchanged {unit.removesuffix('s')} by "
+            f"Interval: bootstrap over {unit} ({FEWEST} or more), {RESAMPLES} samples. p: "
+            f"two-sided paired permutation test (A and B exchanged {unit.removesuffix('s')} by "
             f"{unit.removesuffix('s')}).",
             f"Best trials: A {a.best.trial if a.best else '?'}, B {b.best.trial if b.best else '?'}"
             ". One training each: the difference is one of these two models, not of settings.",
@@ -234,7 +234,7 @@ def _row(
     columns = [np.array([numbers(pair[side]) for pair in pairs], np.float64) for side in (0, 1)]
     names = [pair[0].name for pair in pairs]
     found: Paired = paired(columns[0], columns[1], metric, names, patients)
-    interval = f"{found.low:+.3f} to {found.high:+.3f}" if len(pairs) > 1 else "-"
+    interval = "{:+.3f} to {:+.3f}".format(*found.interval) if found.interval else "-"
     p = f"{found.p:.4f}" if len(pairs) > 1 else "-"
     values = (number(found.a), number(found.b), f"{found.b - found.a:+.3f}")
     return [name, str(len(pairs)), *values, interval, p]

@@ -254,11 +254,11 @@ def list_scans(path: Path, channels: int | None = None) -> list[Files]:
     visible = sorted(one for one in path.iterdir() if not one.name.startswith("."))
     if _holds_dicom(path):  # a label may lie beside the series
         return [Files(path.name, (path,))]
+    if kits := sorted([*path.glob("imaging.nii*"), *path.glob("*/imaging.nii*")]):
+        return _once([Files(one.resolve().parent.name, (one,)) for one in kits])
     files = [one for one in visible if suffix_of(one) and one.is_file()]
     if files:
         return _once(_grouped(files, channels))
-    if kits := sorted(path.glob("*/imaging.nii*")):
-        return _once([Files(one.parent.name, (one,)) for one in kits])
     folders = sorted(one for one in path.rglob("*") if one.is_dir() and _holds_dicom(one))
     found = [Files("_".join(one.relative_to(path).parts), (one,)) for one in folders]
     if not found:
