@@ -169,8 +169,14 @@ def test_a_scan_is_found_once_through_links_and_in_two_formats(tmp_path: Path) -
     (own / "A_t1.nii").touch()
     (tmp_path / "links").mkdir()
     (tmp_path / "links/A").symlink_to(own)
-    assert [name for name, _ in find_scans(tmp_path / "links")] == ["A"]
+    assert list(find_scans(tmp_path / "links")[0]) == ["A"]
     assert [brain.images[0].name for brain in find_brains(tmp_path)[0]] == ["A_t1.nii.gz"]
+    bare = tmp_path / "B"
+    bare.mkdir()
+    for which in ("t2", "flair", "t1ce", "seg"):
+        (bare / f"B_{which}.nii.gz").touch()
+    assert find_scans(tmp_path)[1] == {"B": "has no t1"}
+    assert find_brains(tmp_path)[1] == ["Passed over: B has no t1."]
     shutil.copytree(own, tmp_path / "again" / "A")
     for find in (find_scans, find_brains):
         with pytest.raises(InputError, match="has two scans of the name A"):

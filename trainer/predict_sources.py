@@ -82,9 +82,9 @@ def list_slice_source(source: Path) -> tuple[dict[str, Files], dict[str, str]]:
     inputs: dict[str, Files] = {
         one.stem: (one,) for one in arrays if not one.stem.startswith(SLICE_MASKS)
     }
-    if not inputs:
-        inputs = dict(find_scans(source))
     skipped = {one.name: IS_A_MASK for one in arrays if one.stem not in inputs}
+    if not inputs:
+        inputs, skipped = find_scans(source)
     for name in [name for name in inputs if not _is_text(name)]:
         skipped[ascii(name)] = "its name is no UTF-8"
         del inputs[name]

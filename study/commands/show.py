@@ -115,8 +115,12 @@ def _settings(
         ("Loss", config.loss.function),
         ("Epochs, batch size", f"{config.num_epochs}, {data.batch_size}"),
         ("Transforms", ", ".join(transforms)),
-        ("Images", printable(str(data.input_path))),
+        ("Data", printable(str(data.input_path))),
     ]
+    searched = (entry or {}).get("parameters") or (open_[1] if open_ else {})
+    if any("." in key for key in searched):  # of a --space
+        told = ", ".join(f"{key} {value}" for key, value in searched.items())
+        rows.insert(0, ("Searched", printable(told)))
     return rows + ([("Weights", str(entry["weights"]))] if entry and entry.get("weights") else [])
 
 

@@ -12,7 +12,7 @@ slices.json says what they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from trainer.prepare.new_folder import check_empty, new_folder
 from trainer.prepare.split_shares import split_by_patient
 from trainer.prepare.volumes import in_turn, told_all
 
-FIRST_FILE = re.compile(r"(.+)_t1\.nii(\.gz)?")
+FILE = re.compile(r"(.+)_(t1|t2|flair|t1ce|seg)\.nii(\.gz)?")
 VALUES = (0, 1, 2, 4)
 """Of the planes of the mask, in the published labels."""
 
@@ -96,9 +96,9 @@ def find_brains(folder: Path) -> tuple[list[Brain], list[str]]:
     if not folder.is_dir():
         raise InputError(str(folder), "there is no such folder", "a folder of BraTS")
     found, notes = [], []
-    for name, files in _named(folder):
-        if missing := [which for which in (*CHANNELS, "seg") if which not in files]:
-            notes.append(f"Passed over: {name} has no {', '.join(missing)}.")
+    for name, files in _named(folder).items():
+        if lacks := _lacks(files, (*CHANNELS, "seg")):
+            notes.append(f"Passed over: {name} {lacks}.")
             continue
         found.append(Brain(name, tuple(files[one] for one in CHANNELS), files["seg"]))
     if not found:
@@ -107,32 +107,32 @@ def find_brains(folder: Path) -> tuple[list[Brain], list[str]]:
     return found, notes
 
 
-def _named(folder: Path) -> Iterator[tuple[str, dict[str, Path]]]:
-    """Each X_t1.nii or X_t1.nii.gz at or below `folder`: X, and what is beside it by modality.
-    Raises InputError for two of one name."""
-    found: dict[str, Path] = {}
-    for file, name in _first_files(folder):
-        if found.setdefault(name, file.parent) != file.parent:
-            where = f"in {found[name]} and {file.parent}"
-            raise InputError(str(folder), f"has two scans of the name {name}, {where}", "one")
-    for name, own in sorted(found.items()):
-        places = {
-            which: own / f"{name}_{which}{end}"
-            for end in (".nii", ".nii.gz")
-            for which in (*CHANNELS, "seg")
-            if (own / f"{name}_{which}{end}").exists()
-        }
-        yield name, places
+def _named(folder: Path) -> dict[str, dict[str, Path]]:
+    """The scans X at or below `folder` by name, each with its files X_t1.nii.gz, X_seg.nii.gz and
+    so on by modality. Raises InputError for two of one name."""
+    found: dict[str, dict[str, Path]] = {}
+    for file in files_below(folder):
+        if match := FILE.fullmatch(file.name):
+            own = found.setdefault(match[1], {})
+            if own and (other := next(iter(own.values())).parent) != file.parent:
+                where = f"in {other} and {file.parent}"
+                raise InputError(
+                    str(folder), f"has two scans of the name {match[1]}, {where}", "one"
+                )
+            own[match[2]] = file  # .nii.gz, where .nii is beside it
+    return {name: own for name, own in sorted(found.items()) if set(own) != {"seg"}}
 
 
-def _first_files(folder: Path) -> Iterator[tuple[Path, str]]:
-    matches = ((file, FIRST_FILE.fullmatch(file.name)) for file in files_below(folder))
-    return ((file, match[1]) for file, match in matches if match)
+def _lacks(files: dict[str, Path], wanted: Sequence[str]) -> str:
+    """Which of the wanted files are missing, in words; nothing where they are all there."""
+    missing = [which for which in wanted if which not in files]
+    return f"has no {', '.join(missing)}" if missing else ""
 
 
 def holds_scans(folder: Path) -> bool:
-    """Whether there is a scan of BraTS below, by a file's name."""
-    return any(True for _ in _first_files(folder))
+    """Whether there is a scan of BraTS below, by its files' names."""
+    matches = (FILE.fullmatch(file.name) for file in files_below(folder))
+    return any(match[2] == "t1" for match in matches if match)
 
 
 def turned_slices(volume: NDArray[Any], size: int) -> NDArray[Any]:
@@ -166,18 +166,20 @@ def normalised_slices(array: NDArray[Any], size: int, where: str) -> NDArray[np.
     return (image - image.mean()) / std
 
 
-def find_scans(folder: Path) -> list[tuple[str, tuple[Path, ...]]]:
-    """The scans at or below `folder` by name, with the files of their modalities; labels are not
-    needed. Raises InputError where there is none."""
-    found = [
-        (name, tuple(files[which] for which in CHANNELS))
-        for name, files in _named(folder)
-        if set(CHANNELS) <= set(files)
-    ]
+def find_scans(folder: Path) -> tuple[dict[str, tuple[Path, ...]], dict[str, str]]:
+    """The scans at or below `folder` by name, with the files of their modalities, and what was
+    passed over, with why; labels are not needed. Raises InputError where there is none."""
+    named = _named(folder)
+    found = {
+        name: tuple(files[which] for which in CHANNELS)
+        for name, files in named.items()
+        if not _lacks(files, CHANNELS)
+    }
+    skipped = {name: _lacks(files, CHANNELS) for name, files in named.items() if name not in found}
     if not found:
         accepted = "arrays of slices (.npy), or X_t1, X_t2, X_flair and X_t1ce as .nii.gz"
         raise InputError(str(folder), "has nothing to predict", accepted)
-    return found
+    return found, skipped
 
 
 def read_brain(brain: Brain, size: int) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:

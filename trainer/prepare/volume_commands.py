@@ -142,7 +142,8 @@ def _phantoms(given: argparse.Namespace) -> None:
     print(f"Wrote {given.cases} volumes to {given.target}: {PHANTOMS[given.kind]}.")
     print("They are made up: nothing medical follows.")
     quoted = shlex.quote(str(given.target))
-    print(f"Next: python -m trainer.prepare {NEXT.get(given.kind, given.kind)} {quoted} DATA")
+    more = f" --size {given.size * 2 // 3}" if given.kind == "brats" else ""  # they vary
+    print(f"Next: python -m trainer.prepare {NEXT.get(given.kind, given.kind)} {quoted} DATA{more}")
 
 
 def _prepare(given: argparse.Namespace) -> None:
