@@ -118,7 +118,7 @@ def test_a_study_of_four_short_trials_in_containers(tmp_path: Path) -> None:
         (("--labels", "labels.json"), "the volumes name their classes"),
         (("--config", "nothing.json"), "no such configuration"),
         (("--image-size", "64"), "--image-size: volumes are trained on in crops"),
-        (("--augment", "none"), "--augment: the transforms of volumes"),
+        (("--augment", "light"), "--augment: the transforms of volumes"),
         (("--group-by", "x"), "prepared volumes are split already"),
         (("--trial-command", "sh {config}"), "is for images, and"),
     ],
