@@ -347,7 +347,9 @@ def check(
 
 @app.command()
 def predict(
-    folder: Annotated[Path, typer.Argument(help="Images (a folder, with its subfolders, or one).")],
+    folder: Annotated[
+        Path, typer.Argument(help="Images or scans (a folder, with subfolders, or one).")
+    ],
     model: Annotated[
         Path, _option("--model", help="Folder of a study's best model, or a checkpoint.")
     ] = Path("best_model"),
@@ -364,6 +366,9 @@ def predict(
     threads: Annotated[int | None, _option("--threads", help="CPU threads.")] = None,
     trust_code: Annotated[
         bool, _option("--trust-code", help="Run a model's own Python file as a process here.")
+    ] = False,
+    mirror: Annotated[
+        bool, _option("--mirror", help="Scans: the mean over all mirror images; slower.")
     ] = False,
 ) -> None:
     """Writes a mask and an overlay for every image of FOLDER, with a model of a study."""
@@ -383,6 +388,7 @@ def predict(
         gpu=find_gpu(gpu),
         threads=None if threads is None else check_positive("threads", threads),
         trust_code=trust_code,
+        mirror=mirror,
     )
     raise typer.Exit(run_predict(asked, Console()))
 

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import nibabel
+import numpy as np
 import pytest
 
 from tests import studies
 from tests.volumes import configuration, write_volumes
+from trainer.data.volumes.volume_file import open_volumes
 from trainer.prepare.__main__ import main as prepare
 
 HIPPOCAMPUS = studies.ROOT.parent / "shared/data/hippocampus"
@@ -59,6 +62,15 @@ def test_a_study_of_prepared_volumes_from_their_folder_alone(
         assert len(file) == 2 and next(iter(file.values())).shape[0] == 3
     drawn = studies.module(tmp_path, "trainer.review", "predictions/output_1.h5")
     assert drawn.returncode == 0 and (tmp_path / "predictions/output_1.png").exists()
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    image = open_volumes(prepared / "test.h5").cases[0].image()[0]
+    nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), scans / "a.nii")
+    options = ("--out", "labels", "--launcher", "process", "--mirror")
+    ended = studies.driver(tmp_path, "predict", str(scans), *options)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert json.loads((tmp_path / "labels/predict.json").read_text())["mirror"] is True
+    assert (tmp_path / "labels/masks/a.nii").exists()
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ class Predict:
     gpu: bool
     threads: int | None
     trust_code: bool
+    mirror: bool
 
 
 def run_predict(asked: Predict, console: Console) -> int:
@@ -100,6 +101,7 @@ def _run(asked: Predict, file: Path, place: Place, console: Console) -> int:
         *("trainer.predict", str(asked.source), "--model", str(asked.model)),
         *("--out", ".", "--in-run-folder", "--device", device_inside(slot.device)),
         *("--threads", str(slot.threads), *(["--trust-code"] if trusted else [])),
+        *(["--mirror"] if asked.mirror else []),
     ]
     job = Job(
         run_folder=asked.out,
