@@ -228,7 +228,7 @@ def keep_memory() -> None:
     """Lets a process keep what tensors leave, with glibc, unless MALLOC_… says something else.
 
     It is given back to the system otherwise and asked for again, a page at a time, at every
-    operation: training steps of networks in layers/ take 1.04 to 1.6 times as long on one core
+    operation: training steps of networks in layers/ take 1.08 to 1.6 times as long on one core
     (benchmarks/memory.py). The price is up to a quarter more memory.
     """
     if not any(name.startswith("MALLOC_") for name in os.environ):
